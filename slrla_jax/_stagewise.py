@@ -1,0 +1,173 @@
+"""Stages, and the local regulariser that holds each one near its beginning."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+from slrla_jax import _arguments as arguments
+from slrla_jax import _inner_state as inner_states
+from slrla_jax import _trees as trees
+from slrla_jax._arguments import Scalar, ScalarOrSchedule, Schedule
+
+
+@inner_states.has_moments_only_in()
+class StagewiseProxState(NamedTuple):
+    """State of `stagewise_prox`.
+
+    Attributes:
+      anchor_params: θ_{q-1}, the params at the beginning of the stage; like the
+        params, or in `anchor_dtype`.
+      count: optimizer steps taken; int32 of shape ().
+    """
+
+    anchor_params: optax.Params
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as optax's do
+
+
+def stagewise_prox(
+    beta: ScalarOrSchedule | Sequence[Scalar],
+    stage_length: Scalar | Sequence[Scalar],
+    *,
+    anchor_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Pull towards the params at the beginning of the stage.
+
+    Stage q minimises the loss with a local regulariser (Algorithm 3 of Zhou et al.),
+
+    .. math::
+        F_q(θ) = F(θ) + \frac{β_q}{2} \|θ - θ_{q-1}\|^2,
+
+    so at the first step of a stage the anchor a becomes the current params v, and
+    every gradient g becomes g + β_q (v − a).
+
+    As with `optax.add_decayed_weights`, the position in a chain decides what that
+    means for an adaptive optimizer: before `scale_by_adam` the pull is *coupled*,
+    scaled with the gradient; between `scale_by_adam` and `scale_by_learning_rate` it
+    is *decoupled*, −η β (v − a) whatever the moments are. The whole of Algorithm 3
+    is `slrla`.
+
+    The authors' released code adds β‖v − a‖² to the loss, without the ½: its β is
+    half of this one.
+
+    Args:
+      beta: β ≥ 0. A number, a traced array, a schedule of the 0-based optimizer step,
+        or a list with one number per stage; with a list, the last stage's β and
+        anchor stay after its end. β = 0 leaves gradients as they are, to the bit.
+      stage_length: a number of optimizer steps, at least 1, after which a new stage
+        begins every time; or the lengths of stages 1, …, Q, after which the last one
+        goes on.
+      anchor_dtype: dtype of the anchor's copy, None for that of the params. A
+        narrower one saves memory and rounds the point that is pulled to.
+
+    Returns:
+      A transformation that adds the pull to its updates, with one copy of the params
+      in its state. Its `update` needs the params.
+
+    Raises:
+      ValueError: for β < 0, a length below 1 or not whole, empty lists or lists of
+        unequal length, an `anchor_dtype` that is not floating, and for an `update`
+        without params. Values known only inside a compiled program are not checked.
+
+    Example:
+      Stages of two steps, without any gradient but the pull:
+
+      >>> import jax.numpy as jnp, optax, slrla_jax
+      >>> tx = optax.chain(slrla_jax.stagewise_prox(0.5, 2), optax.scale(-1.0))
+      >>> params, state = jnp.array(1.0), tx.init(jnp.array(1.0))
+      >>> updates, state = tx.update(jnp.array(0.0), state, params)  # a = 1
+      >>> print(updates)
+      -0.0
+      >>> params = jnp.array(3.0)
+      >>> updates, state = tx.update(jnp.array(0.0), state, params)  # −0.5 (3 − 1)
+      >>> print(updates)
+      -1.0
+      >>> updates, state = tx.update(jnp.array(0.0), state, params)  # a = 3
+      >>> print(updates)
+      -0.0
+
+    References:
+      Zhou, Yan, Yuan, Feng and Yan, `Towards Understanding Why Lookahead Generalizes
+      Better Than SGD and Beyond
+      <https://proceedings.neurips.cc/paper/2021/hash/e53a0a2978c28872a4505bdb51db06dc-Abstract.html>`_,
+      2021.
+    """
+    beta_at, begins_at = _stages(beta, stage_length)
+    arguments.check_dtype("anchor_dtype", anchor_dtype)
+
+    def init_fn(params: optax.Params) -> StagewiseProxState:
+        return StagewiseProxState(
+            anchor_params=trees.copy(params, anchor_dtype),
+            count=jnp.zeros((), jnp.int32),
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: StagewiseProxState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, StagewiseProxState]:
+        del extra_args
+        arguments.check_params("stagewise_prox", params)
+        begins = begins_at(state.count)
+        anchor = jax.tree.map(
+            lambda a, p: jnp.where(begins, p, a).astype(a.dtype), state.anchor_params, params
+        )
+        updates = pull_towards(anchor, updates, params, beta_at(state.count))
+        return updates, StagewiseProxState(anchor, optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def pull_towards(
+    anchor: optax.Params, updates: optax.Updates, params: optax.Params, beta: ArrayLike
+) -> optax.Updates:
+    """Each gradient g as g + β (v − a), or untouched where β = 0."""
+
+    def leaf(g: ArrayLike, v: ArrayLike, a: ArrayLike) -> jax.Array:
+        g = jnp.asarray(g)
+        if not trees.is_inexact(v):
+            return g
+        pulled = trees.working(g) + beta * (trees.working(v) - trees.working(a))
+        return jnp.where(beta != 0, pulled, g).astype(g.dtype)
+
+    return jax.tree.map(leaf, updates, params, anchor)
+
+
+def per_stage(values: Sequence[Scalar], lengths: Sequence[Scalar]) -> Schedule:
+    """The schedule with `values[q]` during stage q, and the last one ever after."""
+    ends = jnp.cumsum(jnp.asarray(lengths))[:-1]
+
+    def value_at(count: jax.Array) -> jax.Array:
+        return jnp.stack([jnp.asarray(v) for v in values])[jnp.sum(count >= ends)]
+
+    return value_at
+
+
+def _stages(beta: Any, stage_length: Any) -> tuple[Schedule, Callable[[jax.Array], jax.Array]]:
+    """β, and whether a stage begins, as functions of the steps taken so far."""
+    if not arguments.is_sequence(stage_length):
+        arguments.check_length("stage_length", stage_length)
+        if not arguments.is_sequence(beta):
+            arguments.check_beta("beta", beta)
+            return arguments.as_schedule(beta), lambda count: count % stage_length == 0
+        stage_length = [stage_length] * len(beta)
+
+    arguments.check_lengths("stage_length", stage_length)
+    beginnings = jnp.cumsum(jnp.asarray([0, *stage_length[:-1]]))
+
+    def begins_at(count: jax.Array) -> jax.Array:
+        return jnp.any(count == beginnings)
+
+    if not arguments.is_sequence(beta):
+        arguments.check_beta("beta", beta)
+        return arguments.as_schedule(beta), begins_at
+
+    arguments.check_same_length(beta=beta, stage_length=stage_length)
+    for q, value in enumerate(beta):
+        arguments.check_no_schedule(f"beta[{q}]", value)
+        arguments.check_beta(f"beta[{q}]", value)
+    return per_stage(beta, stage_length), begins_at

@@ -1,0 +1,33 @@
+"""Copies of the params kept in a state: made once, in a dtype of their own."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+
+def copy(params: optax.Params, dtype: DTypeLike | None = None) -> optax.Params:
+    """Buffers of their own, so that params and state can both be donated.
+
+    Floating leaves are cast to `dtype`, complex ones to its complex counterpart.
+    """
+
+    def leaf(x: ArrayLike) -> jax.Array:
+        have = jnp.result_type(x)
+        if dtype is not None and jnp.issubdtype(have, jnp.complexfloating):
+            return jnp.array(x, jnp.promote_types(dtype, jnp.complex64), copy=True)
+        if dtype is not None and jnp.issubdtype(have, jnp.floating):
+            return jnp.array(x, dtype, copy=True)
+        return jnp.array(x, have, copy=True)
+
+    return jax.tree.map(leaf, params)
+
+
+def is_inexact(x: ArrayLike) -> bool:
+    """Whether a leaf is floating or complex, so that interpolating it has a meaning."""
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+
+
+def working(x: ArrayLike) -> jax.Array:
+    """A leaf as it is computed with: half precision in float32, the rest as it is."""
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
