@@ -344,7 +344,7 @@ def _unrounded(theta: jax.Array, p: ArrayLike) -> jax.Array:
     p = jnp.asarray(p)
     if theta.dtype == p.dtype:
         return p
-    return jnp.where(theta.astype(p.dtype) == p, theta, p.astype(theta.dtype))
+    return jnp.where(trees.rounded(theta, p.dtype) == p, theta, p.astype(theta.dtype))
 
 
 def _interpolate(theta: jax.Array, p: ArrayLike, u: ArrayLike, alpha: ArrayLike) -> jax.Array:
@@ -361,4 +361,5 @@ def _select_update(step_back: jax.Array, u: ArrayLike, p: ArrayLike, t: jax.Arra
     u, p = jnp.asarray(u), jnp.asarray(p)
     if not trees.is_inexact(p):
         return u
-    return jnp.where(step_back, t.astype(p.dtype) - p, u).astype(u.dtype)
+    way = trees.rounded(t, p.dtype) - trees.working(p)
+    return jnp.where(step_back, trees.rounded(way, u.dtype), u).astype(u.dtype)

@@ -31,3 +31,20 @@ def is_inexact(x: ArrayLike) -> bool:
 def working(x: ArrayLike) -> jax.Array:
     """A leaf as it is computed with: half precision in float32, the rest as it is."""
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+
+def rounded(x: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """x with no more precision than `dtype` has, in its own dtype.
+
+    To cast there and back is not enough: XLA may drop the pair inside a fusion
+    (xla_allow_excess_precision). What it may not drop is reduce_precision, which
+    however flushes subnormals, and float16 has those in the range of weights.
+    """
+    if x.dtype == dtype:
+        return x
+    cast = x.astype(dtype).astype(x.dtype)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return cast
+    info = jnp.finfo(dtype)  # type: ignore[no-untyped-call]
+    reduced = jax.lax.reduce_precision(x, info.nexp, info.nmant)
+    return jnp.where(jnp.abs(x) < info.tiny, cast, reduced)
