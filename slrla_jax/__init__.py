@@ -3,7 +3,18 @@
 Plain params in, plain params out; the slow weights live in the optimizer's state.
 """
 
+from slrla_jax._adabound import AdaBoundState, adabound
+from slrla_jax._adaloss import (
+    ScaleByAdaGradNormState,
+    ScaleByAdaLossState,
+    adagrad_norm,
+    adaloss,
+    decay_sqrt_schedule,
+    scale_by_adagrad_norm,
+    scale_by_adaloss,
+)
 from slrla_jax._lookahead import LookaheadState, lookahead, multilayer_lookahead
+from slrla_jax._lookbehind import asam, lookbehind, sam
 from slrla_jax._slow_params import slow_params
 from slrla_jax._slrla import Stage, slrla, slrla_sgd
 from slrla_jax._stagewise import StagewiseProxState, stagewise_prox
@@ -11,11 +22,23 @@ from slrla_jax._stagewise import StagewiseProxState, stagewise_prox
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaBoundState",
     "LookaheadState",
+    "ScaleByAdaGradNormState",
+    "ScaleByAdaLossState",
     "Stage",
     "StagewiseProxState",
+    "adabound",
+    "adagrad_norm",
+    "adaloss",
+    "asam",
+    "decay_sqrt_schedule",
     "lookahead",
+    "lookbehind",
     "multilayer_lookahead",
+    "sam",
+    "scale_by_adagrad_norm",
+    "scale_by_adaloss",
     "slow_params",
     "slrla",
     "slrla_sgd",

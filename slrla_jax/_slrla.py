@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import optax
@@ -10,7 +11,7 @@ from jax.typing import DTypeLike
 from slrla_jax import _arguments as arguments
 from slrla_jax._arguments import Scalar, ScalarOrSchedule, Schedule
 from slrla_jax._lookahead import check_settings, lookahead, wrap
-from slrla_jax._stagewise import per_stage, pull_towards, stagewise_prox
+from slrla_jax._stagewise import per_stage, pull_towards, regularised, stagewise_prox
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def slrla(
     References:
       Zhou, Yan, Yuan, Feng and Yan, `Towards Understanding Why Lookahead Generalizes
       Better Than SGD and Beyond
-      <https://proceedings.neurips.cc/paper/2021/hash/e53a0a2978c28872a4505bdb51db06dc-Abstract.html>`_,
+      <https://papers.nips.cc/paper/2021/hash/e53a0a2978c28872a4505bdb51db06dc-Abstract.html>`_,
       2021.
     """
     arguments.check_some("stages", stages)
@@ -139,8 +140,38 @@ def slrla(
         slow_dtype=slow_dtype,
     )
     if regularised and not decoupled:
-        tx = optax.chain(stagewise_prox(betas, lengths, anchor_dtype=anchor_dtype), tx)
+        prox = stagewise_prox(betas, lengths, anchor_dtype=anchor_dtype)
+        tx = _minimising(prox, per_stage(betas, lengths), tx)
     return tx
+
+
+def _minimising(
+    prox: optax.GradientTransformation, beta_at: Schedule, tx: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """`optax.chain(prox, tx)`, with `tx` told of F_q also where it asks for more than g.
+
+    Optimizers that look at the loss (`value=`) or evaluate gradients themselves
+    (`grad_fn=`) would otherwise step on the plain F.
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def init_fn(params: optax.Params) -> tuple[optax.OptState, optax.OptState]:
+        return prox.init(params), tx.init(params)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: tuple[optax.OptState, optax.OptState],
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, tuple[optax.OptState, optax.OptState]]:
+        prox_state, tx_state = state
+        beta = beta_at(prox_state.count)
+        updates, prox_state = prox.update(updates, prox_state, params)
+        extra_args = regularised(extra_args, prox_state.anchor_params, params, beta)
+        updates, tx_state = tx.update(updates, tx_state, params, **extra_args)
+        return updates, (prox_state, tx_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def slrla_sgd(
@@ -206,7 +237,7 @@ def slrla_sgd(
     References:
       Zhou, Yan, Yuan, Feng and Yan, `Towards Understanding Why Lookahead Generalizes
       Better Than SGD and Beyond
-      <https://proceedings.neurips.cc/paper/2021/hash/e53a0a2978c28872a4505bdb51db06dc-Abstract.html>`_,
+      <https://papers.nips.cc/paper/2021/hash/e53a0a2978c28872a4505bdb51db06dc-Abstract.html>`_,
       2021, and the code released with it.
     """
     prox = stagewise_prox(beta, stage_length, anchor_dtype=anchor_dtype)

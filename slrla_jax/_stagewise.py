@@ -92,7 +92,7 @@ def stagewise_prox(
     References:
       Zhou, Yan, Yuan, Feng and Yan, `Towards Understanding Why Lookahead Generalizes
       Better Than SGD and Beyond
-      <https://proceedings.neurips.cc/paper/2021/hash/e53a0a2978c28872a4505bdb51db06dc-Abstract.html>`_,
+      <https://papers.nips.cc/paper/2021/hash/e53a0a2978c28872a4505bdb51db06dc-Abstract.html>`_,
       2021.
     """
     beta_at, begins_at = _stages(beta, stage_length)
@@ -135,6 +135,30 @@ def pull_towards(
         return jnp.where(beta != 0, pulled, g).astype(g.dtype)
 
     return jax.tree.map(leaf, updates, params, anchor)
+
+
+def regularised(
+    extra_args: dict[str, Any], anchor: optax.Params, params: optax.Params, beta: ArrayLike
+) -> dict[str, Any]:
+    """The extra arguments that speak of the loss F, speaking of F + (β/2)‖· − a‖²."""
+
+    def penalty(params: optax.Params) -> jax.Array:
+        distance = trees.sum_of_squares(trees.difference(params, anchor))
+        return jnp.where(beta != 0, beta / 2 * distance, 0.0)
+
+    def value_fn(params: optax.Params, *args: Any, **kwargs: Any) -> Any:
+        return extra_args["value_fn"](params, *args, **kwargs) + penalty(params)
+
+    def grad_fn(params: optax.Params, *args: Any, **kwargs: Any) -> optax.Updates:
+        return pull_towards(anchor, extra_args["grad_fn"](params, *args, **kwargs), params, beta)
+
+    known: dict[str, Callable[[], Any]] = {
+        "value": lambda: extra_args["value"] + penalty(params),
+        "grad": lambda: pull_towards(anchor, extra_args["grad"], params, beta),
+        "value_fn": lambda: value_fn,
+        "grad_fn": lambda: grad_fn,
+    }
+    return extra_args | {name: make() for name, make in known.items() if name in extra_args}
 
 
 def per_stage(values: Sequence[Scalar], lengths: Sequence[Scalar]) -> Schedule:

@@ -33,8 +33,19 @@ def working(x: ArrayLike) -> jax.Array:
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
+def sum_of_squares(tree: optax.Updates) -> jax.Array:
+    """The squared norm of all leaves together."""
+    squares = (jnp.sum(jnp.square(jnp.abs(working(x)))) for x in jax.tree.leaves(tree))
+    return sum(squares, start=jnp.zeros(()))
+
+
+def difference(end: optax.Params, start: optax.Params) -> optax.Updates:
+    """The way from one tree to another, as it is computed with."""
+    return jax.tree.map(lambda x, y: working(x) - working(y), end, start)
+
+
 def rounded(x: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """x with no more precision than `dtype` has, in its own dtype.
+    """The array with no more precision than `dtype` has, in its own dtype.
 
     To cast there and back is not enough: XLA may drop the pair inside a fusion
     (xla_allow_excess_precision). What it may not drop is reduce_precision, which

@@ -1,0 +1,291 @@
+"""AdaLoss, and the step-size rules it is measured against."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from slrla_jax import _arguments as arguments
+from slrla_jax import _trees as trees
+from slrla_jax._arguments import Scalar, ScalarOrSchedule, Schedule
+
+
+class ScaleByAdaLossState(NamedTuple):
+    """State of `scale_by_adaloss`.
+
+    Attributes:
+      b_squared: b², grown by the losses; float32 of shape ().
+    """
+
+    b_squared: jax.Array
+
+
+class ScaleByAdaGradNormState(NamedTuple):
+    """State of `scale_by_adagrad_norm`.
+
+    Attributes:
+      b_squared: b², grown by the squared gradient norms; float32 of shape ().
+    """
+
+    b_squared: jax.Array
+
+
+def scale_by_adaloss(
+    b0: Scalar = 1.0, alpha: Scalar = 1.0, c: Scalar = 0.0
+) -> optax.GradientTransformationExtraArgs:
+    r"""Divide updates by a norm that grows with the loss.
+
+    .. math::
+        b²_{t+1} = b²_t + α |f_t - c|, \qquad g_t → g_t / b_{t+1}
+
+    Far from the optimum the loss f is large and steps shrink quickly; near it they
+    stay. That needs the loss alone, where AdaGrad-Norm needs the gradients' norm.
+
+    Args:
+      b0: b_0, the first norm; positive.
+      alpha: α, the weight of a loss; positive.
+      c: the loss at the optimum, or what is thought to be.
+
+    Returns:
+      A transformation to call as `update(updates, state, params, value=loss)`, where
+      `value` is the loss of the step, a scalar. b² is float32 whatever the params are.
+      Under `optax.MultiSteps` the value must be that of the whole accumulated batch.
+
+    Raises:
+      ValueError: for b0 or alpha not positive; and in `update` for a `value` that is
+        missing or not a scalar.
+
+    Example:
+      >>> import jax.numpy as jnp, slrla_jax
+      >>> tx = slrla_jax.scale_by_adaloss()
+      >>> gradient = jnp.array([2.0])
+      >>> state = tx.init(gradient)
+      >>> updates, state = tx.update(gradient, state, value=3.0)  # b² = 1 + 3
+      >>> print(updates)
+      [1.]
+
+    References:
+      Wu, Xie, Du and Ward, `AdaLoss: A computationally-efficient and provably convergent
+      adaptive gradient method <https://arxiv.org/abs/2109.08282>`_, 2022.
+    """
+    _check_positive(b0=b0, alpha=alpha)
+
+    def init_fn(params: optax.Params) -> ScaleByAdaLossState:
+        del params
+        return ScaleByAdaLossState(_squared(b0))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: ScaleByAdaLossState,
+        params: optax.Params | None = None,
+        *,
+        value: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ScaleByAdaLossState]:
+        del params, extra_args
+        if value is None or jnp.shape(value) != ():
+            got = "None" if value is None else f"an array of shape {jnp.shape(value)}"
+            raise ValueError(
+                f"`value` must be the loss of the step, a scalar, as in "
+                f"`update(updates, state, params, value=loss)`; got {got}."
+            )
+        loss = jnp.asarray(value, jnp.float32)
+        b_squared = (state.b_squared + alpha * jnp.abs(loss - c)).astype(jnp.float32)
+        return _divided(updates, b_squared), ScaleByAdaLossState(b_squared)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def scale_by_adagrad_norm(b0: Scalar = 1.0) -> optax.GradientTransformationExtraArgs:
+    r"""Divide updates by a norm that grows with theirs.
+
+    .. math::
+        b²_{t+1} = b²_t + \|g_t\|², \qquad g_t → g_t / b_{t+1}
+
+    The norm is over all leaves together. (The code released with AdaLoss keeps one
+    accumulator for each output row of a kernel; this is the formula of the papers.)
+
+    Args:
+      b0: b_0, the first norm; positive.
+
+    Returns:
+      A transformation; b² is float32 whatever the params are.
+
+    Raises:
+      ValueError: for b0 not positive.
+
+    Example:
+      >>> import jax.numpy as jnp, slrla_jax
+      >>> tx = slrla_jax.scale_by_adagrad_norm(b0=3.0)
+      >>> gradient = jnp.array([4.0])
+      >>> updates, state = tx.update(gradient, tx.init(gradient))  # b² = 9 + 16
+      >>> print(updates)
+      [0.8]
+
+    References:
+      Ward, Wu and Bottou, `AdaGrad stepsizes: sharp convergence over nonconvex
+      landscapes <https://arxiv.org/abs/1806.01811>`_, 2019.
+    """
+    _check_positive(b0=b0)
+
+    def init_fn(params: optax.Params) -> ScaleByAdaGradNormState:
+        del params
+        return ScaleByAdaGradNormState(_squared(b0))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: ScaleByAdaGradNormState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ScaleByAdaGradNormState]:
+        del params, extra_args
+        b_squared = (state.b_squared + trees.sum_of_squares(updates)).astype(jnp.float32)
+        return _divided(updates, b_squared), ScaleByAdaGradNormState(b_squared)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def adaloss(
+    learning_rate: ScalarOrSchedule,
+    b0: Scalar = 1.0,
+    alpha: Scalar = 1.0,
+    c: Scalar = 0.0,
+    momentum: Scalar | None = None,
+    weight_decay: Scalar = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gradient descent with AdaLoss step sizes.
+
+    .. math::
+        b²_{t+1} = b²_t + α |f_t - c|, \qquad θ_{t+1} = θ_t - \frac{η}{b_{t+1}} g_t
+
+    Weight decay (L2) is not scaled by 1/b and goes, like the scaled gradient, through
+    the momentum.
+
+    Args:
+      learning_rate: η; a number, or a schedule of the 0-based optimizer step.
+      b0: b_0; see `scale_by_adaloss`, also for α and c.
+      alpha: α.
+      c: c.
+      momentum: decay of the momentum; None for none.
+      weight_decay: λ ≥ 0.
+
+    Returns:
+      A complete optimizer, called as `update(grads, state, params, value=loss)`.
+
+    Raises:
+      ValueError: as `scale_by_adaloss`, and for a negative `weight_decay`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, slrla_jax
+      >>> tx = slrla_jax.adaloss(learning_rate=0.5)
+      >>> loss = lambda x: jnp.sum(x**2)
+      >>> params = jnp.array([3.0])
+      >>> state = tx.init(params)
+      >>> for _ in range(100):
+      ...     value, grads = jax.value_and_grad(loss)(params)
+      ...     updates, state = tx.update(grads, state, params, value=value)
+      ...     params = optax.apply_updates(params, updates)
+      >>> bool(loss(params) < 1e-6)
+      True
+
+    References:
+      Wu, Xie, Du and Ward, `AdaLoss: A computationally-efficient and provably convergent
+      adaptive gradient method <https://arxiv.org/abs/2109.08282>`_, 2022.
+    """
+    return _descent(scale_by_adaloss(b0, alpha, c), learning_rate, momentum, weight_decay)
+
+
+def adagrad_norm(
+    learning_rate: ScalarOrSchedule,
+    b0: Scalar = 1.0,
+    momentum: Scalar | None = None,
+    weight_decay: Scalar = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gradient descent with AdaGrad-Norm step sizes.
+
+    .. math::
+        b²_{t+1} = b²_t + \|g_t\|², \qquad θ_{t+1} = θ_t - \frac{η}{b_{t+1}} g_t
+
+    Args:
+      learning_rate: η; a number, or a schedule of the 0-based optimizer step.
+      b0: b_0; see `scale_by_adagrad_norm`.
+      momentum: decay of the momentum; None for none.
+      weight_decay: λ ≥ 0, as in `adaloss`.
+
+    Returns:
+      A complete optimizer.
+
+    Raises:
+      ValueError: for b0 not positive or a negative `weight_decay`.
+
+    Example:
+      >>> import slrla_jax
+      >>> tx = slrla_jax.adagrad_norm(0.1, momentum=0.9)
+
+    References:
+      Ward, Wu and Bottou, `AdaGrad stepsizes: sharp convergence over nonconvex
+      landscapes <https://arxiv.org/abs/1806.01811>`_, 2019.
+    """
+    return _descent(scale_by_adagrad_norm(b0), learning_rate, momentum, weight_decay)
+
+
+def decay_sqrt_schedule(learning_rate: Scalar, b0: Scalar, alpha: Scalar) -> Schedule:
+    r"""The learning rate of SGD_DecaySqrt, AdaLoss's baseline that does not look at the loss.
+
+    .. math::
+        η_t = \frac{η}{\sqrt{b_0² + α t}}, \quad t = 1, 2, …
+
+    Args:
+      learning_rate: η.
+      b0: b_0; positive.
+      alpha: α; positive.
+
+    Returns:
+      A schedule of the 0-based optimizer step, t − 1.
+
+    Raises:
+      ValueError: for b0 or alpha not positive.
+
+    Example:
+      >>> import slrla_jax
+      >>> schedule = slrla_jax.decay_sqrt_schedule(1.0, b0=1.0, alpha=3.0)
+      >>> print(schedule(0), schedule(4))
+      0.5 0.25
+
+    References:
+      Wu, Xie, Du and Ward, `AdaLoss: A computationally-efficient and provably convergent
+      adaptive gradient method <https://arxiv.org/abs/2109.08282>`_, 2022.
+    """
+    _check_positive(b0=b0, alpha=alpha)
+    return lambda count: learning_rate / jnp.sqrt(b0**2 + alpha * (count + 1))
+
+
+def _descent(
+    scale: optax.GradientTransformation,
+    learning_rate: ScalarOrSchedule,
+    momentum: Scalar | None,
+    weight_decay: Scalar,
+) -> optax.GradientTransformationExtraArgs:
+    arguments.check_beta("weight_decay", weight_decay)
+    parts = [scale]
+    if not (arguments.is_static(weight_decay) and weight_decay == 0):
+        parts.append(optax.add_decayed_weights(weight_decay))
+    if momentum is not None:
+        parts.append(optax.trace(momentum))
+    return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
+
+
+def _check_positive(**values: Scalar) -> None:
+    for name, value in values.items():
+        arguments.check_no_schedule(name, value)
+        arguments.check_number(name, value, lambda x: 0 < x < jnp.inf, "finite and positive")
+
+
+def _squared(b0: Scalar) -> jax.Array:
+    return jnp.asarray(b0, jnp.float32) ** 2
+
+
+def _divided(updates: optax.Updates, b_squared: jax.Array) -> optax.Updates:
+    b = jnp.sqrt(b_squared)
+    return jax.tree.map(lambda g: (trees.working(g) / b).astype(jnp.result_type(g)), updates)

@@ -1,0 +1,109 @@
+"""AdaBound against a NumPy float64 loop of the authors' formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slrla_jax import adabound, lookahead
+
+
+def reference(theta, gradients, rates, b1, b2, final_lr, gamma, eps, weight_decay):
+    """θ after each step; `rates` are η_1, η_2, …"""
+    theta = np.array(theta, np.float64)
+    m, v, path = np.zeros_like(theta), np.zeros_like(theta), []
+    for t, (g, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        g = g + weight_decay * theta
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g**2
+        final = final_lr * rate / rates[0]
+        size = rate * np.sqrt(1 - b2**t) / (1 - b1**t) / (np.sqrt(v) + eps)
+        lower, upper = final * (1 - 1 / (gamma * t + 1)), final * (1 + 1 / (gamma * t))
+        theta = theta - np.clip(size, lower, upper) * m
+        path.append(theta)
+    return path
+
+
+def run(tx, theta, gradients):
+    params, path = jnp.asarray(theta), []
+    state, update = tx.init(params), jax.jit(tx.update)
+    for g in gradients:
+        updates, state = update(jnp.asarray(g), state, params)
+        params = optax.apply_updates(params, updates)
+        path.append(np.asarray(params))
+    return path
+
+
+@settings(deadline=None, derandomize=True, max_examples=15)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rate=st.floats(1e-4, 1e-1),
+    final_lr=st.floats(1e-3, 1.0),
+    gamma=st.floats(1e-3, 1.0),
+    weight_decay=st.sampled_from([0.0, 1e-2]),
+    decays=st.booleans(),
+)
+def test_follows_the_formula(seed, rate, final_lr, gamma, weight_decay, decays):
+    rng = np.random.default_rng(seed)
+    theta, gradients = rng.normal(size=5), rng.normal(size=(20, 5)) * [1e-3, 0.1, 1, 10, 0]
+    rates = [rate * 0.5 ** (decays * (t // 7)) for t in range(20)]
+    with jax.enable_x64(True):
+        # (optax's own schedules compute in float32.)
+        schedule = (lambda count: jnp.asarray(rates)[count]) if decays else rate
+        tx = adabound(schedule, final_lr=final_lr, gamma=gamma, weight_decay=weight_decay)
+        path = run(tx, theta, gradients)
+    expected = reference(theta, gradients, rates, 0.9, 0.999, final_lr, gamma, 1e-8, weight_decay)
+    np.testing.assert_allclose(path, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_wide_bounds_are_adam():
+    rng = np.random.default_rng(0)
+    theta, gradients = rng.normal(size=5), rng.normal(size=(10, 5))
+    with jax.enable_x64(True):
+        # γ = 1e-9: from f·1e-9·t to f·1e9/t, which binds nothing here.
+        bounded = run(adabound(1e-2, gamma=1e-9), theta, gradients)
+        # ε enters before the correction of the bias here, after it in Adam.
+        adam = run(optax.adam(1e-2, eps=0.0), theta, gradients)
+    np.testing.assert_allclose(bounded, adam, rtol=1e-5)
+
+
+def test_closed_bounds_are_sgd_with_averaged_momentum():
+    rng = np.random.default_rng(0)
+    theta, gradients = rng.normal(size=5), rng.normal(size=(10, 5))
+    with jax.enable_x64(True):
+        bounded = run(adabound(1e-3, final_lr=0.1, gamma=1e12), theta, gradients)
+        sgd = run(optax.chain(optax.ema(0.9, debias=False), optax.sgd(0.1)), theta, gradients)
+    np.testing.assert_allclose(bounded, sgd, rtol=1e-10)
+
+
+def test_reset_starts_the_moments_again_and_not_the_schedule():
+    gradient = jnp.ones(())
+    schedule = optax.piecewise_constant_schedule(1e-3, {2: 0.1})
+    tx = lookahead(adabound(schedule), sync_period=2, slow_step_size=1.0, inner_state="reset")
+    params, steps = jnp.zeros(()), []
+    state = tx.init(params)
+    for _ in range(4):
+        updates, state = tx.update(gradient, state, params)
+        steps.append(float(updates))
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(steps[2:], np.multiply(steps[:2], 0.1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("b1", 1.0), ("b2", -0.1), ("final_lr", 0.0), ("gamma", -1.0), ("eps", 0.0),
+     ("weight_decay", -1e-4), ("gamma", optax.constant_schedule(1.0))],
+)  # fmt: skip
+def test_bad_arguments_are_named(name, value):
+    shown = "function" if callable(value) else str(value)
+    with pytest.raises(ValueError, match=rf"`{name}`.*{shown}"):
+        adabound(1e-3, **{name: value})
+
+
+def test_weight_decay_needs_params():
+    tx = adabound(1e-3, weight_decay=0.1)
+    with pytest.raises(ValueError, match=r"`params`.*None"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)))

@@ -1,0 +1,145 @@
+"""AdaLoss and its baselines against NumPy float64 loops of their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import slrla_jax
+
+
+def loss(x):
+    return ((x - 1.0) ** 2 * [1.0, 4.0]).sum() + 0.1
+
+
+def gradient(x):
+    return 2 * (x - 1.0) * np.array([1.0, 4.0])
+
+
+def reference(rate, grow, b0, steps, momentum=None, weight_decay=0.0):
+    """θ after each step, with b² growing by `grow(loss, gradient)`."""
+    theta, trace, b_squared, path = np.array([3.0, -2.0]), 0.0, b0**2, []
+    for _ in range(steps):
+        b_squared += grow(loss(theta), gradient(theta))
+        g = gradient(theta) / np.sqrt(b_squared) + weight_decay * theta
+        trace = g if momentum is None else momentum * trace + g
+        theta = theta - rate * trace
+        path.append(theta)
+    return path
+
+
+def run(tx, steps):
+    params, path = jnp.array([3.0, -2.0]), []
+    state, update = tx.init(params), jax.jit(tx.update)
+    for _ in range(steps):
+        grads = jnp.asarray(gradient(np.asarray(params, np.float64)), params.dtype)
+        value = loss(np.asarray(params, np.float64))
+        updates, state = update(grads, state, params, value=value)
+        params = optax.apply_updates(params, updates)
+        path.append(np.asarray(params))
+    return path
+
+
+settings_of_a_run = given(
+    rate=st.floats(0.01, 1.0),
+    b0=st.floats(0.5, 10.0),
+    momentum=st.sampled_from([None, 0.5, 0.9]),
+    weight_decay=st.sampled_from([0.0, 1e-2]),
+    alpha=st.floats(0.1, 10.0),
+    c=st.floats(0.0, 5.0),
+)
+
+
+@settings(deadline=None, derandomize=True, max_examples=15)
+@settings_of_a_run
+def test_adaloss_follows_the_formula(rate, b0, momentum, weight_decay, alpha, c):
+    path = run(slrla_jax.adaloss(rate, b0, alpha, c, momentum, weight_decay), 12)
+    expected = reference(rate, lambda f, g: alpha * abs(f - c), b0, 12, momentum, weight_decay)
+    np.testing.assert_allclose(path, expected, rtol=2e-4, atol=2e-4)
+
+
+@settings(deadline=None, derandomize=True, max_examples=15)
+@settings_of_a_run
+def test_adagrad_norm_follows_the_formula(rate, b0, momentum, weight_decay, alpha, c):
+    path = run(slrla_jax.adagrad_norm(rate, b0, momentum, weight_decay), 12)
+    expected = reference(rate, lambda f, g: (g**2).sum(), b0, 12, momentum, weight_decay)
+    np.testing.assert_allclose(path, expected, rtol=2e-4, atol=2e-4)
+
+
+def test_decay_sqrt_follows_the_formula():
+    path = run(optax.sgd(slrla_jax.decay_sqrt_schedule(0.3, b0=2.0, alpha=0.7)), 12)
+    expected = reference(0.3, lambda f, g: 0.7, 2.0, 12)
+    np.testing.assert_allclose(path, expected, rtol=1e-5)
+
+
+def test_the_norm_is_over_all_leaves():
+    tx = slrla_jax.scale_by_adagrad_norm(b0=1.0)
+    grads = {"a": jnp.array([2.0, 2.0]), "b": {"c": jnp.array(4.0)}, "none": None}
+    updates, state = tx.update(grads, tx.init(grads))
+    assert float(state.b_squared) == 1 + 4 + 4 + 16
+    assert float(updates["b"]["c"]) == pytest.approx(4 / 5)
+
+
+@pytest.mark.parametrize("tx", [slrla_jax.adaloss(0.1), slrla_jax.adagrad_norm(0.1)])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_the_accumulator_is_float32_and_updates_are_not(tx, dtype):
+    params = jnp.ones(3, dtype)
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(params, state, params, value=jnp.asarray(1e-3, dtype))
+        assert optax.tree_utils.tree_get(state, "b_squared").dtype == jnp.float32
+        assert updates.dtype == dtype
+
+
+def test_small_losses_are_not_lost_beside_a_large_norm_of_bf16_params():
+    tx = slrla_jax.scale_by_adaloss(b0=16.0)
+    params = jnp.ones(3, jnp.bfloat16)
+    state = tx.init(params)
+    for _ in range(100):
+        _, state = tx.update(params, state, params, value=jnp.asarray(0.01, jnp.bfloat16))
+    assert float(state.b_squared) == pytest.approx(257.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: slrla_jax.lookahead(tx, 2, 0.5),
+        lambda tx: slrla_jax.slrla(lambda lr: tx, [slrla_jax.Stage(2, 0.1, beta=0.1)]),
+        lambda tx: slrla_jax.multilayer_lookahead(tx, (2, 2), (0.5, 0.5)),
+        lambda tx: optax.MultiSteps(tx, 2),
+    ],
+)
+def test_the_value_reaches_it_inside_the_others(wrap):
+    tx = wrap(slrla_jax.adaloss(0.1))
+    params = jnp.ones(3)
+    state = tx.init(params)
+    for _ in range(2):
+        _, state = jax.jit(tx.update)(params, state, params, value=3.0)
+    grown = float(optax.tree_utils.tree_get(state, "b_squared"))
+    assert grown == (4.0 if isinstance(tx, optax.MultiSteps) else 7.0)
+
+
+@pytest.mark.parametrize(("value", "shown"), [(None, "None"), (jnp.ones(2), r"\(2,\)")])
+def test_a_value_that_is_missing_or_no_scalar_is_named(value, shown):
+    tx = slrla_jax.adaloss(0.1)
+    params = jnp.ones(3)
+    with pytest.raises(ValueError, match=f"`value`.*{shown}"):
+        tx.update(params, tx.init(params), params, value=value)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [
+        (slrla_jax.scale_by_adaloss, "b0", 0.0),
+        (slrla_jax.scale_by_adaloss, "alpha", -1.0),
+        (slrla_jax.scale_by_adagrad_norm, "b0", float("nan")),
+        (lambda **kwargs: slrla_jax.adaloss(0.1, **kwargs), "weight_decay", -0.1),
+        (lambda **kwargs: slrla_jax.decay_sqrt_schedule(0.1, alpha=1.0, **kwargs), "b0", -2.0),
+    ],
+)
+def test_bad_arguments_are_named(make, name, value):
+    with pytest.raises(ValueError, match=f"`{name}`.*{value}"):
+        make(**{name: value})

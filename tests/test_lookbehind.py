@@ -1,0 +1,389 @@
+"""SAM, ASAM and Lookbehind against NumPy loops in the order of the released code."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, PartitionSpec
+
+import slrla_jax
+
+MATRIX = np.random.default_rng(0).normal(size=(6, 6)) / 3
+START = {"w": np.linspace(-1, 1, 6).reshape(2, 3), "b": np.array([0.5, -1.0, 0.0])}
+
+
+def gradient(params, np=np):
+    """Of a loss with a quadratic and a quartic part, for NumPy or JAX arrays."""
+    x = np.concatenate([params["w"].reshape(-1), params["b"]])
+    x = x + np.concatenate([MATRIX @ x[:6], np.zeros(3)]) + 0.1 * x**3
+    return {"w": x[:6].reshape(2, 3), "b": x[6:]}
+
+
+def jax_gradient(params):
+    grads = gradient({k: v.astype(jnp.result_type(v, jnp.float32)) for k, v in params.items()}, jnp)
+    return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+
+
+class Momentum:
+    def __init__(self, rate, decay):
+        self.rate, self.decay, self.trace = rate, decay, {"w": 0.0, "b": 0.0}
+
+    def __call__(self, v, g):
+        self.trace = {k: self.decay * self.trace[k] + g[k] for k in v}
+        return {k: v[k] - self.rate * self.trace[k] for k in v}
+
+
+class Adam:
+    def __init__(self, rate):
+        self.rate, self.t = rate, 0
+        self.m, self.v = {"w": 0.0, "b": 0.0}, {"w": 0.0, "b": 0.0}
+
+    def __call__(self, x, g):
+        self.t += 1
+        self.m = {k: 0.9 * self.m[k] + 0.1 * g[k] for k in x}
+        self.v = {k: 0.999 * self.v[k] + 0.001 * g[k] ** 2 for k in x}
+        m = {k: self.m[k] / (1 - 0.9**self.t) for k in x}
+        v = {k: self.v[k] / (1 - 0.999**self.t) for k in x}
+        return {k: x[k] - self.rate * m[k] / (np.sqrt(v[k]) + 1e-8) for k in x}
+
+
+INNER = {
+    "momentum": (partial(Momentum, 0.05, 0.9), optax.sgd(0.05, momentum=0.9)),
+    "adam": (partial(Adam, 0.05), optax.adam(0.05)),
+}
+
+
+def cosine(x, y):
+    norms = np.sqrt((x**2).sum()) * np.sqrt((y**2).sum())
+    return (x * y).sum() / norms if norms > 0 else 0.0
+
+
+def flat(tree):
+    return np.concatenate([tree["w"].reshape(-1), tree["b"]])
+
+
+def ascend(phi, g, rho, eta):
+    """φ + ε(g); ASAM's ε where η is given."""
+    t = {k: 1.0 if eta is None or phi[k].ndim < 2 else np.abs(phi[k]) + eta for k in phi}
+    norm = np.sqrt(sum(((t[k] * g[k]) ** 2).sum() for k in g))
+    return {k: phi[k] + (rho * t[k] ** 2 * g[k] / norm if norm > 0 else 0.0) for k in phi}
+
+
+def reference(inner, steps, k, rho, alpha, eta=None, how="per_leaf"):
+    """θ after each training step, each gradient evaluated anew: 2k a step."""
+    theta, path = START, []
+    for _ in range(steps):
+        phi, v, first = theta, theta, None
+        for _ in range(k):
+            phi = ascend(phi, gradient(phi), rho, eta)
+            v = inner(v, gradient(phi))
+            first = first or v
+        way, first = ({n: x[n] - theta[n] for n in theta} for x in (v, first))
+        if alpha != "adaptive":
+            alphas = dict.fromkeys(theta, alpha)
+        elif how == "global":
+            alphas = dict.fromkeys(theta, (cosine(flat(first), flat(way)) + 1) / 2)
+        else:
+            alphas = {n: (cosine(first[n], way[n]) + 1) / 2 for n in theta}
+        theta = {n: theta[n] + alphas[n] * way[n] for n in theta}
+        path.append(theta)
+    return path
+
+
+def run(tx, steps, params=START, jit=True):
+    params = jax.tree.map(jnp.asarray, params)
+    state, path = tx.init(params), []
+
+    def step(params, state):
+        updates, state = tx.update(
+            jax_gradient(params), state, params, grad_fn=lambda p, i: jax_gradient(p)
+        )
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(step) if jit else step
+    for _ in range(steps):
+        params, state = step(params, state)
+        path.append(params)
+    return path
+
+
+def assert_close(path, expected, **tolerance):
+    for got, wanted in zip(path, expected, strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), got, wanted)
+
+
+@settings(deadline=None, derandomize=True, max_examples=15)
+@given(
+    inner=st.sampled_from(list(INNER)),
+    k=st.integers(1, 4),
+    rho=st.floats(0.0, 0.5),
+    alpha=st.one_of(st.floats(0.1, 1.0), st.just("adaptive")),
+    eta=st.one_of(st.none(), st.floats(0.0, 0.1)),
+    how=st.sampled_from(["per_leaf", "global"]),
+)
+def test_follows_the_released_loop(inner, k, rho, alpha, eta, how):
+    numpy_inner, optax_inner = INNER[inner]
+    adaptive = {} if eta is None else {"adaptive_rho": True, "eta": eta}
+    with jax.enable_x64(True):
+        tx = slrla_jax.lookbehind(optax_inner, k, rho, alpha, cosine=how, **adaptive)
+        path = run(tx, 4)
+    assert_close(path, reference(numpy_inner(), 4, k, rho, alpha, eta, how), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_makes_k_calls_and_counts_them_up(k):
+    calls = []
+    tx = slrla_jax.lookbehind(optax.sgd(0.1), k)
+    params = {"w": jnp.ones((2, 2))}
+
+    def grad_fn(params, i):
+        calls.append(i)
+        return params
+
+    tx.update(params, tx.init(params), params, grad_fn=grad_fn)
+    assert calls == list(range(k))
+
+
+def test_inner_state_advances_k_a_step():
+    tx = slrla_jax.lookbehind(optax.adam(0.1), 3)
+    params = {"w": jnp.ones((2, 2))}
+    _, state = tx.update(params, tx.init(params), params, grad_fn=lambda p, i: p)
+    assert int(optax.tree_utils.tree_get(state, "count")) == 3
+
+
+@pytest.mark.parametrize("inner", [optax.sgd(0.1, momentum=0.9), optax.adam(0.01)])
+def test_sam_is_that_of_optax(inner):
+    adversary = optax.chain(optax.contrib.normalize(), optax.sgd(0.3))
+    theirs = optax.contrib.sam(inner, adversary, sync_period=2, opaque_mode=True)
+    assert_close(run(slrla_jax.sam(inner, 0.3), 6), run(theirs, 6), rtol=1e-5, atol=1e-6)
+
+
+def test_asam_is_lookbehind_with_one_step():
+    tx = slrla_jax.asam(optax.sgd(0.05, momentum=0.9), rho=0.5, eta=0.01)
+    expected = reference(Momentum(0.05, 0.9), 5, 1, 0.5, 1.0, eta=0.01)
+    assert_close(run(tx, 5), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_ascent_and_no_step_back_are_the_inner_optimizer_to_the_bit():
+    inner = optax.sgd(0.05, momentum=0.9)
+    plain = optax.GradientTransformationExtraArgs(
+        inner.init, lambda g, s, p, grad_fn: inner.update(g, s, p)
+    )
+    assert_close(run(slrla_jax.sam(inner, rho=0.0), 5, jit=False), run(plain, 5, jit=False), rtol=0)
+
+
+def test_the_mask_says_which_leaves_are_weights():
+    tx = slrla_jax.asam(optax.sgd(1.0), rho=1.0, eta=0.0, mask={"w": False, "b": True})
+    params = {"w": jnp.array([[2.0]]), "b": jnp.array([3.0])}
+    seen = []
+    tx.update(
+        {"w": jnp.array([[4.0]]), "b": jnp.array([1.0])},
+        tx.init(params),
+        params,
+        grad_fn=lambda p, i: seen.append(p) or p,
+    )
+    # T = (1, 3), Tg = (4, 3), ‖Tg‖ = 5, T²g = (4, 9).
+    np.testing.assert_allclose(seen[0]["w"], [[2 + 4 / 5]], rtol=1e-6)
+    np.testing.assert_allclose(seen[0]["b"], [3 + 9 / 5], rtol=1e-6)
+    by_function = slrla_jax.asam(optax.sgd(1.0), 1.0, 0.0, mask=lambda p: {"w": False, "b": True})
+    again = []
+    by_function.update(
+        {"w": jnp.array([[4.0]]), "b": jnp.array([1.0])},
+        by_function.init(params),
+        params,
+        grad_fn=lambda p, i: again.append(p) or p,
+    )
+    assert_close(again, seen, rtol=0)
+
+
+@pytest.mark.parametrize("adaptive_rho", [False, True])
+def test_a_zero_gradient_does_nothing(adaptive_rho):
+    tx = slrla_jax.lookbehind(
+        optax.sgd(0.1), 3, slow_step_size="adaptive", adaptive_rho=adaptive_rho, eta=0.0
+    )
+    params = {"w": jnp.zeros((2, 2)), "b": jnp.ones(2)}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jax.jit(
+        lambda: tx.update(zero, tx.init(params), params, grad_fn=lambda p, i: zero)
+    )()
+    assert_close([updates], [zero], rtol=0)
+
+
+def test_a_zero_difference_counts_as_cosine_zero():
+    # v_1 = θ, since the first descent gradient is zero: α = 1/2.
+    tx = slrla_jax.lookbehind(optax.sgd(1.0), 2, rho=0.0, slow_step_size="adaptive")
+    params = {"w": jnp.array([[1.0]])}
+    updates, _ = tx.update(
+        params, tx.init(params), params, grad_fn=lambda p, i: {"w": jnp.full((1, 1), 4.0 * i)}
+    )
+    assert float(updates["w"][0, 0]) == -2.0
+
+
+def test_one_leaf_alone_and_none_leaves():
+    tx = slrla_jax.lookbehind(optax.sgd(0.1), 2, slow_step_size="adaptive", cosine="global")
+    for params in (jnp.ones(()), {"w": jnp.ones((2, 2)), "none": None}, {}):
+        updates, _ = tx.update(params, tx.init(params), params, grad_fn=lambda p, i: p)
+        assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize("alpha", [0.5, "adaptive"])
+def test_bf16_keeps_its_dtype_and_follows_float32(alpha):
+    tx = slrla_jax.lookbehind(optax.sgd(0.05, momentum=0.9), 2, 0.3, alpha, adaptive_rho=True)
+    half = run(tx, 4, jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), START))
+    assert {x.dtype for x in jax.tree.leaves(half)} == {jnp.dtype(jnp.bfloat16)}
+    single = run(tx, 4)
+    as_float = [jax.tree.map(lambda x: x.astype(jnp.float32), x) for x in half]
+    assert_close(as_float, single, atol=0.03)
+
+
+def test_vmap_over_seeds_and_step_sizes():
+    def final(rho, alpha):
+        tx = slrla_jax.lookbehind(optax.sgd(0.05), 2, rho, alpha)
+        return run(tx, 3, jit=False)[-1]
+
+    rhos, alphas = jnp.array([0.0, 0.3]), jnp.array([1.0, 0.5])
+    together = jax.vmap(final)(rhos, alphas)
+    for n in range(2):
+        alone = final(float(rhos[n]), float(alphas[n]))
+        assert_close([jax.tree.map(lambda x, n=n: x[n], together)], [alone], rtol=1e-5, atol=1e-6)
+
+
+def loss(params, batch):
+    return jnp.mean((batch @ params["w"] - 1.0) ** 2) + jnp.sum(params["b"] ** 4)
+
+
+def device_step(tx, params, state, batch, mean):
+    def grad_fn(params, i):
+        return mean(jax.grad(loss)(params, batch))
+
+    updates, state = tx.update(grad_fn(params, 0), state, params, grad_fn=grad_fn)
+    return optax.apply_updates(params, updates), state
+
+
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+def test_devices_give_the_trajectory_of_one(how):
+    devices = 8
+    tx = slrla_jax.lookahead(slrla_jax.lookbehind(optax.sgd(0.1, momentum=0.9), 2, 0.3), 2)
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), START)
+    batch = jnp.asarray(np.random.default_rng(1).normal(size=(16, 2)), jnp.float32)
+    one, state = params, tx.init(params)
+    for _ in range(5):
+        one, state = jax.jit(partial(device_step, tx, mean=lambda g: g))(one, state, batch)
+
+    mean = partial(jax.lax.pmean, axis_name="data")
+    if how == "pmap":
+        copies = jax.tree.map(lambda x: jnp.stack([x] * devices), (params, tx.init(params)))
+        step = jax.pmap(partial(device_step, tx, mean=mean), axis_name="data")
+        batches = batch.reshape(devices, 2, 2)
+        for _ in range(5):
+            copies = step(*copies, batches)
+        several = jax.tree.map(lambda x: x[0], copies[0])
+    else:
+        mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+        whole, parts = PartitionSpec(), PartitionSpec("data")
+
+        def shard_step(params, state, batch):
+            # Gradients of replicated params come summed: differentiate varying ones.
+            def grad_fn(params, i):
+                varying = jax.tree.map(lambda p: jax.lax.pcast(p, "data", to="varying"), params)
+                return mean(jax.grad(loss)(varying, batch))
+
+            updates, state = tx.update(grad_fn(params, 0), state, params, grad_fn=grad_fn)
+            return optax.apply_updates(params, updates), state
+
+        step = jax.jit(
+            jax.shard_map(
+                shard_step, mesh=mesh, in_specs=(whole, whole, parts), out_specs=(whole, whole)
+            )
+        )
+        several, state = params, tx.init(params)
+        for _ in range(5):
+            several, state = step(several, state, batch)
+    assert_close([several], [one], rtol=1e-5, atol=1e-6)
+
+
+def test_under_slrla_every_gradient_and_the_loss_are_regularised():
+    stages = [slrla_jax.Stage(2, 0.1, beta=0.7, sync_period=2), slrla_jax.Stage(2, 0.05, beta=0.3)]
+    asked = []
+
+    def record(lr):
+        inner = optax.sgd(lr)
+
+        def update(updates, state, params, value, **_):
+            asked.append(float(value))
+            return inner.update(updates, state, params)
+
+        return slrla_jax.lookbehind(
+            optax.GradientTransformationExtraArgs(inner.init, update), 2, 0.3, 0.5
+        )
+
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), START)
+    batch = jnp.ones((1, 2))
+    tx = slrla_jax.slrla(record, stages)
+    state = tx.init(params)
+    by_hand = slrla_jax.lookahead(
+        slrla_jax.lookbehind(optax.sgd(lambda count: jnp.where(count < 4, 0.1, 0.05)), 2, 0.3, 0.5),
+        lambda count: jnp.where(count < 4, 2, 5),
+        0.8,
+    )
+    hand, hand_state, values = params, by_hand.init(params), []
+    for step in range(7):
+        if step in (0, 4):
+            anchor, beta = hand, {0: 0.7, 4: 0.3}[step]
+
+        def objective(p, anchor=anchor, beta=beta):
+            pull = sum(jnp.sum((x - a) ** 2) for x, a in zip(
+                jax.tree.leaves(p), jax.tree.leaves(anchor), strict=True))  # fmt: skip
+            return loss(p, batch) + beta / 2 * pull
+
+        values += [float(objective(hand))] * 2
+        updates, hand_state = by_hand.update(
+            jax.grad(objective)(hand), hand_state, hand,
+            grad_fn=lambda p, i, objective=objective: jax.grad(objective)(p),
+        )  # fmt: skip
+        hand = optax.apply_updates(hand, updates)
+        updates, state = tx.update(
+            jax.grad(loss)(params, batch), state, params, value=loss(params, batch),
+            grad_fn=lambda p, i: jax.grad(loss)(p, batch),
+        )  # fmt: skip
+        params = optax.apply_updates(params, updates)
+        assert_close([params], [hand], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(asked, values, rtol=1e-5)
+
+
+def test_under_multi_steps_the_gradient_is_that_of_the_whole_batch():
+    batches = [jnp.eye(2), 2 * jnp.eye(2)]
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), START)
+
+    def grad_fn(params, i):
+        return jax.tree.map(lambda *g: sum(g) / 2, *(jax.grad(loss)(params, b) for b in batches))
+
+    tx = slrla_jax.sam(optax.sgd(0.1), 0.3)
+    expected, _ = tx.update(grad_fn(params, 0), tx.init(params), params, grad_fn=grad_fn)
+    steps = optax.MultiSteps(tx, 2)
+    state = steps.init(params)
+    for batch in batches:
+        updates, state = steps.update(jax.grad(loss)(params, batch), state, params, grad_fn=grad_fn)
+    assert_close([updates], [expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ascent_steps", 0), ("ascent_steps", 1.5), ("rho", -0.1), ("eta", -1.0),
+     ("slow_step_size", 0.0), ("slow_step_size", "adaptiv"), ("cosine", "leaf")],
+)  # fmt: skip
+def test_bad_arguments_are_named(name, value):
+    with pytest.raises(ValueError, match=f"`{name}`.*{value}"):
+        slrla_jax.lookbehind(optax.sgd(0.1), **{name: value})
+
+
+@pytest.mark.parametrize("make", [slrla_jax.sam, slrla_jax.asam, slrla_jax.lookbehind])
+def test_a_missing_grad_fn_is_named(make):
+    tx = make(optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"`grad_fn`.*None"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
