@@ -123,7 +123,7 @@ def lookahead(
 
       Zhou, Yan, Yuan, Feng and Yan, `Towards Understanding Why Lookahead Generalizes
       Better Than SGD and Beyond
-      <https://proceedings.neurips.cc/paper/2021/hash/e53a0a2978c28872a4505bdb51db06dc-Abstract.html>`_,
+      <https://papers.nips.cc/paper/2021/hash/e53a0a2978c28872a4505bdb51db06dc-Abstract.html>`_,
       2021.
     """
     check_settings(sync_period, slow_step_size, inner_state, slow_dtype)
