@@ -1,0 +1,167 @@
+"""What the benchmarks compare: a tree of parameters, optimizers, and their compiled updates."""
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import slrla_jax
+
+SYNC_PERIOD = 5
+SLOW_STEP_SIZE = 0.8
+LEARNING_RATE = 1e-3
+MOMENTUM = 0.9
+WEIGHT_DECAY = 1e-4
+BETA = 0.4
+
+OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
+    "momentum": lambda learning_rate: optax.sgd(learning_rate, momentum=MOMENTUM),
+    "adam": optax.adam,
+    "adamw": lambda learning_rate: optax.adamw(learning_rate, weight_decay=WEIGHT_DECAY),
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A transformation around one of the optimizers.
+
+    Attributes:
+      name: its name in tables.
+      transform: the transformation.
+      pair: whether its params are optax's pair of fast and slow weights.
+    """
+
+    name: str
+    transform: optax.GradientTransformation
+    pair: bool = False
+
+    def start(self, params: Any) -> tuple[Any, Any]:
+        """The params as the transform wants them, in buffers of their own, and its state."""
+        own = optax.LookaheadParams(_copy(params), _copy(params)) if self.pair else _copy(params)
+        return own, self.transform.init(own)
+
+    def step(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        """One update as a training loop makes it."""
+        updates, state = self.transform.update(grads, state, params)
+        return state, optax.apply_updates(params, updates)
+
+
+def contenders(optimizer: str) -> list[Contender]:
+    """The inner optimizer alone, first, and all that is put around it."""
+    make = OPTIMIZERS[optimizer]
+    inner = make(LEARNING_RATE)
+    stages = [
+        slrla_jax.Stage(20, LEARNING_RATE * 0.2**q, BETA, SYNC_PERIOD, SLOW_STEP_SIZE)
+        for q in range(3)
+    ]
+    found = [
+        Contender("inner", inner),
+        Contender("lookahead", slrla_jax.lookahead(inner, SYNC_PERIOD, SLOW_STEP_SIZE)),
+        Contender(
+            "multilayer_lookahead",
+            slrla_jax.multilayer_lookahead(inner, (SYNC_PERIOD,) * 2, (SLOW_STEP_SIZE,) * 2),
+        ),
+        Contender("slrla", slrla_jax.slrla(make, stages)),
+        Contender("optax.lookahead", optax.lookahead(inner, SYNC_PERIOD, SLOW_STEP_SIZE), True),
+    ]
+    if optimizer == "momentum":
+        # The one transform whose anchor is the slow weights themselves.
+        shared = slrla_jax.slrla_sgd(
+            LEARNING_RATE, BETA, SYNC_PERIOD, SYNC_PERIOD, SLOW_STEP_SIZE, MOMENTUM
+        )
+        found.insert(3, Contender("slrla_sgd", shared))
+    return found
+
+
+def resnet34(
+    blocks: tuple[int, ...] = (3, 4, 6, 3), width: int = 64, classes: int = 1000
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of a ResNet of basic blocks by name: 21.8 M parameters in 110 leaves."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def convolution(name: str, size: int, inputs: int, outputs: int) -> None:
+        shapes[f"{name}/kernel"] = (size, size, inputs, outputs)
+        shapes[f"{name}/norm/scale"] = shapes[f"{name}/norm/bias"] = (outputs,)
+
+    convolution("stem", 7, 3, width)
+    inputs = width
+    for stage, count in enumerate(blocks):
+        outputs = width * 2**stage
+        for block in range(count):
+            convolution(f"stage{stage}/block{block}/conv0", 3, inputs, outputs)
+            convolution(f"stage{stage}/block{block}/conv1", 3, outputs, outputs)
+            if inputs != outputs:
+                convolution(f"stage{stage}/block{block}/shortcut", 1, inputs, outputs)
+            inputs = outputs
+    shapes["head/kernel"], shapes["head/bias"] = (inputs, classes), (classes,)
+    return shapes
+
+
+def random_tree(
+    shapes: dict[str, tuple[int, ...]], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Float32 values of standard deviation 0.1."""
+    return {
+        name: (0.1 * rng.standard_normal(shape)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+class Program:
+    """A contender's update, compiled with params and state donated, and what it works on."""
+
+    def __init__(self, contender: Contender, params: Any, grads: Any):
+        self.params, self.state = contender.start(params)
+        self.grads = grads
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # for donated buffers that cannot be used
+            step = jax.jit(contender.step, donate_argnums=(1, 2))
+            self.compiled = step.lower(grads, self.state, self.params).compile()
+
+    def run(self, steps: int) -> None:
+        """Makes some steps and waits for them."""
+        for _ in range(steps):
+            self.state, self.params = self.compiled(self.grads, self.state, self.params)
+        jax.block_until_ready((self.state, self.params))
+
+    def check_donation(self) -> None:
+        """Makes a step; raises if any buffer of params or state outlives it."""
+        before = jax.tree.leaves((self.state, self.params))
+        self.run(1)
+        if not all(leaf.is_deleted() for leaf in before):
+            raise RuntimeError("Some params or state were not donated.")
+
+
+def program_facts(compiled: Any) -> dict[str, Any]:
+    """What the compiler says of a program.
+
+    Returns:
+      In bytes, `temporaries`, `accessed` (by all instructions; None where the
+      backend does not say) and `least` (arguments and results, each once); the number
+      of `fusions` and of `copies` that make arrays, scalars not counted.
+    """
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    made = re.findall(r"= (\(.*?\)|\S+) (fusion|copy|copy-start)\(", compiled.as_text())
+    arrays = [kind for result, kind in made if re.search(r"\[\d", result)]
+    return {
+        "temporaries": memory.temp_size_in_bytes,
+        "accessed": cost.get("bytes accessed") if cost else None,
+        "least": memory.argument_size_in_bytes + memory.output_size_in_bytes,
+        "fusions": arrays.count("fusion"),
+        "copies": len(arrays) - arrays.count("fusion"),
+    }
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all leaves."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)

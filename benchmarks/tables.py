@@ -1,0 +1,64 @@
+"""Tables of results, in Markdown that reads well as plain text."""
+
+import importlib.metadata
+import platform
+import re
+from typing import Any
+
+import slrla_jax
+
+TITLES = {"momentum": "SGD with momentum", "adam": "Adam", "adamw": "AdamW"}
+MEGABYTE = 1e6
+
+
+def markdown(header: list[str], rows: list[list[Any]]) -> str:
+    """A table with its columns aligned, numbers to the right."""
+    table = [header, *([str(cell) for cell in row] for row in rows)]
+    columns = []
+    for title, *cells in zip(*table, strict=True):
+        width = max(len(cell) for cell in (title, *cells))
+        if columns and all(re.match(r"[\d.–-]", cell) for cell in cells):
+            column = [cell.rjust(width) for cell in (title, *cells)]
+            rule = "-" * (width - 1) + ":"
+        else:
+            column = [cell.ljust(width) for cell in (title, *cells)]
+            rule = "-" * width
+        columns.append([column[0], rule, *column[1:]])
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
+
+
+def programs_table(programs: dict[str, Any]) -> str:
+    """What the compiler says of each program; see `contenders.program_facts`."""
+    header = [
+        "",
+        "temporaries, MB",
+        "bytes accessed, MB",
+        "arguments + results, of inner",
+        "fusions",
+        "copies",
+        "params held beyond inner",
+    ]
+    rows = [
+        [
+            name,
+            f"{facts['temporaries'] / MEGABYTE:.3f}",
+            f"{facts['accessed'] / MEGABYTE:.0f}" if facts["accessed"] else "–",
+            f"{facts['least'] / programs['inner']['least']:.2f}",
+            facts["fusions"],
+            facts["copies"],
+            f"{facts['copies_of_params']:.2f}",
+        ]
+        for name, facts in programs.items()
+    ]
+    return markdown(header, rows)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of Python and of the packages that are compared, those that are installed."""
+    found = {"python": platform.python_version(), "slrla-jax": slrla_jax.__version__}
+    for package in ("jax", "jaxlib", "optax", *packages):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

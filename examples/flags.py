@@ -1,0 +1,71 @@
+"""Command lines: what flags may be, and errors of one line where they are not."""
+
+import argparse
+import math
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong and exits with 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def number(wanted: str, holds: Callable[[Any], bool], kind: type = float) -> Callable[[str], Any]:
+    """A flag's type: numbers for which `holds`, which is what `wanted` says in words."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not holds(value):
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}")
+        return value
+
+    return parse
+
+
+count = number("a whole number, at least 1", lambda n: n >= 1, int)
+positive = number("a positive number", lambda x: 0 < x < math.inf)
+not_negative = number("0 or more", lambda x: 0 <= x < math.inf)
+step_size = number("more than 0 and at most 1", lambda x: 0 < x <= 1)
+
+
+def fractions(text: str) -> tuple[float, ...]:
+    """Fractions of a run, in the order in which they are reached."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or any(not a < b for a, b in zip((0.0, *values), (*values, 1.0), strict=True)):
+        raise argparse.ArgumentTypeError(
+            f"must be growing numbers between 0 and 1 with commas between them, got {text!r}"
+        )
+    return values
+
+
+def names_among(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """A flag's type: some of the known names, each at most once."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        if not set(names) <= set(known) or len(set(names)) < len(names):
+            raise argparse.ArgumentTypeError(
+                f"must be different ones of {', '.join(known)} with commas between them, "
+                f"got {text!r}"
+            )
+        return names
+
+    return parse
+
+
+def folder_name(text: str) -> str:
+    """A name for a folder, without a way to it."""
+    if text in ("", ".", "..") or Path(text).name != text:
+        raise argparse.ArgumentTypeError(f"must be the name of a folder, not a path, got {text!r}")
+    return text

@@ -1,0 +1,234 @@
+"""What is left of a run: its folder, the settings, a table and the curves."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from optimizers import Recipe
+from rich import box
+from rich.table import Table
+
+import slrla_jax
+
+RUNS = Path("runs")
+PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn")
+
+# Okabe and Ito's colours, told apart by the colour-blind too, and in print by the dashes.
+STYLES = (
+    ("#0072B2", "-"),
+    ("#D55E00", (0, (6, 1.5))),
+    ("#009E73", (0, (6, 1.5, 1, 1.5))),
+    ("#CC79A7", (0, (3, 1.5))),
+    ("#56B4E9", (0, (1, 1))),
+)
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def new_folder(name: str | None, dataset: str) -> Path:
+    """Makes the folder of a run: of that name, or of the data set's with a number.
+
+    Raises:
+      FileExistsError: if there is one of that name.
+    """
+    if name is not None:
+        folder = RUNS / name
+        folder.mkdir(parents=True)
+        return folder
+    number = 1
+    while True:
+        folder = RUNS / f"{dataset}-{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings of a run with the versions and the machine it runs on."""
+    about = {
+        **settings,
+        "versions": {
+            "python": platform.python_version(),
+            "slrla_jax": slrla_jax.__version__,
+            **{package: importlib.metadata.version(package) for package in PACKAGES},
+        },
+        "machine": {
+            "platform": platform.platform(),
+            "cpu_count": os.cpu_count(),
+            "backend": jax.default_backend(),
+            "devices": [device.device_kind for device in jax.devices()],
+        },
+    }
+    (folder / "settings.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def by_seed(records: Records, optimizer: str, value: str) -> np.ndarray:
+    """A value in an optimizer's records, as an array of seeds × epochs; NaN if not there."""
+    mine = [record for record in records if record["optimizer"] == optimizer]
+    seeds = sorted({record["seed"] for record in mine})
+    return np.array(
+        [
+            [
+                record.get(value, np.nan)
+                for record in sorted(mine, key=lambda record: record["epoch"])
+                if record["seed"] == seed
+            ]
+            for seed in seeds
+        ]
+    )
+
+
+def table(records: Records, labels: Mapping[str, str]) -> Table:
+    """What came out, for each optimizer as mean and deviation over the seeds."""
+    result = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+        title="Accuracy in % on the test images, and training loss",
+    )
+    result.add_column("", style="bold", no_wrap=True)
+    for header in (
+        "accuracy\nfinal",
+        "\nbest",
+        "fast weights\nbest",
+        "training loss\nfinal",
+        "gradients\na run",
+    ):
+        result.add_column(header, justify="right", no_wrap=True)
+    for name, label in labels.items():
+        test, fast = (
+            100 * by_seed(records, name, f"{weights}test_accuracy") for weights in ("", "fast_")
+        )
+        budgets = sorted(set(by_seed(records, name, "gradients")[:, -1]))
+        result.add_row(
+            label,
+            _mean_and_deviation(test[:, -1]),
+            _mean_and_deviation(test[:, 1:].max(axis=1)),
+            _mean_and_deviation(fast[:, 1:].max(axis=1)),
+            _mean_and_deviation(by_seed(records, name, "train_loss")[:, -1], ".4f"),
+            " / ".join(f"{budget:,}" for budget in budgets),
+        )
+    return result
+
+
+def comparison(records: Records, labels: Mapping[str, str]) -> list[str]:
+    """How the final accuracies of the others differ from the first one's, seed by seed."""
+    first, *others = labels
+    final = {name: 100 * by_seed(records, name, "test_accuracy")[:, -1] for name in labels}
+    lines = []
+    for name in others:
+        difference = final[name] - final[first]
+        lines.append(
+            f"{labels[name]} − {labels[first]}: {_mean_and_deviation(difference, '+.2f')} points; "
+            f"better from {(difference > 0).sum()} of {len(difference)} seeds, "
+            f"worse from {(difference < 0).sum()}"
+        )
+    return lines
+
+
+def plot(
+    records: Records, labels: Mapping[str, str], recipe: Recipe, title: str, path: Path
+) -> None:
+    """Training loss and test accuracy over the epochs, as a PNG.
+
+    Lines are means over the seeds, bands reach from the lowest to the highest seed.
+    """
+    style = {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlelocation": "left",
+        "axes.titleweight": "bold",
+        "axes.titlepad": 18,
+        "legend.frameon": False,
+        "legend.handlelength": 2.6,
+    }
+    with plt.rc_context(style):
+        figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+        for (name, label), (color, dashes) in zip(
+            labels.items(), STYLES * len(labels), strict=False
+        ):
+            look = {"color": color, "linestyle": dashes, "label": label}
+            _curve(loss, by_seed(records, name, "train_loss"), **look)
+            _curve(accuracy, 100 * by_seed(records, name, "test_accuracy"), **look)
+        per_epoch = by_seed(records, next(iter(labels)), "gradients")[0, 1]
+        for axes in (loss, accuracy):
+            _mark_stages(axes, recipe, per_epoch)
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        loss.set(title="Training loss", yscale="log", ylabel="cross-entropy")
+        loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        loss.legend(loc="upper right")
+        accuracy.set(title="Test accuracy", ylabel="% of the test images")
+        accuracy.set_ylim(*_limits(accuracy, from_epoch=recipe.stage_ends[0] // per_epoch))
+        seeds = len({record["seed"] for record in records})
+        spread = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
+        figure.suptitle(f"{title}; {spread}", fontsize=10, x=0.01, ha="left", color="0.3")
+        figure.savefig(path, dpi=140)
+        plt.close(figure)
+
+
+def _curve(axes: Axes, values: np.ndarray, **look: Any) -> None:
+    """One optimizer's mean and range over the seeds, values being seeds × epochs."""
+    epochs = np.arange(values.shape[1])
+    axes.plot(epochs, values.mean(axis=0), linewidth=1.8, **look)
+    axes.fill_between(
+        epochs, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.15, linewidth=0
+    )
+
+
+def _mark_stages(axes: Axes, recipe: Recipe, steps_per_epoch: int) -> None:
+    """Every other stage shaded, and the learning rate of each above it."""
+    begin = 0.0
+    for q, (stage, end) in enumerate(zip(recipe.stages(1, 0), recipe.stage_ends, strict=True)):
+        end = end / steps_per_epoch
+        if q % 2:
+            axes.axvspan(begin, end, color="0.94", linewidth=0, zorder=0)
+        axes.text(
+            (begin + end) / 2,
+            1.02,
+            f"{'learning rate ' if q == 0 else ''}{stage.learning_rate:.2g}",
+            transform=axes.get_xaxis_transform(),
+            ha="center",
+            fontsize=8,
+            color="0.4",
+        )
+        begin = end
+    axes.set_xlim(0, begin)
+
+
+def _limits(axes: Axes, from_epoch: int) -> tuple[float, float]:
+    """Limits for what the lines do from an epoch on; up to it they rise too far to be seen."""
+    ends = [line.get_ydata()[from_epoch:] for line in axes.lines]
+    low, high = np.min(ends), np.max(ends)
+    margin = 0.5 * (high - low) + 0.2
+    return low - margin, high + margin
+
+
+def notes(records: Records) -> str:
+    """What one has to know to read the table."""
+    seeds = len({record["seed"] for record in records})
+    spread = f"Mean ± standard deviation of {seeds} seeds" if seeds > 1 else "One seed"
+    return (
+        f"{spread}; accuracy and loss are those of the slow weights, of which SGD has none. "
+        "After the last step, a sync, fast and slow weights are the same. Best is each seed's "
+        "best epoch, chosen on the test images."
+    )
+
+
+def _mean_and_deviation(values: np.ndarray, form: str = ".2f") -> str:
+    if np.isnan(values).any():
+        return "–"
+    mean = f"{values.mean():{form}}"
+    return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):{form.lstrip('+')}}"

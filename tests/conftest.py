@@ -1,0 +1,9 @@
+"""Runs before any test module, and so before JAX is imported."""
+
+import os
+
+DEVICES = "--xla_force_host_platform_device_count"
+
+# Eight devices on the CPU, for the tests of replication and sharding.
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()

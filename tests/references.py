@@ -1,0 +1,324 @@
+"""The algorithms as plain nested loops in NumPy, to compare the package with.
+
+Slow and obvious on purpose: all params are one float64 vector, every loop of a paper
+is a loop here, and nothing is merged into a single update. `trace` runs an algorithm
+and returns the weights after every optimizer step.
+
+Learning rates, slow step sizes, periods and strengths are functions of s, the 0-based
+number of the optimizer step; gradients are functions of the weights and of s.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Schedule = Callable[[int], float]
+Gradient = Callable[[np.ndarray, int], np.ndarray]
+Step = Callable[[np.ndarray, int], np.ndarray]
+
+
+# Paths
+
+
+class Path:
+    """Fast and slow weights after each of the first `steps` optimizer steps."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+        self.fast: list[np.ndarray] = []
+        self.slow: list[np.ndarray] = []
+
+    def next_step(self) -> int:
+        """The number of the step that now begins."""
+        if len(self.fast) == self.steps:
+            raise _EndOfPath
+        return len(self.fast)
+
+    def add(self, fast: np.ndarray, slow: np.ndarray) -> None:
+        self.fast.append(fast)
+        self.slow.append(slow)
+
+    def sync(self, theta: np.ndarray) -> None:
+        """The last step was a sync: it ended on θ."""
+        self.fast[-1] = self.slow[-1] = theta
+
+
+class _EndOfPath(Exception):
+    pass
+
+
+def trace(steps: int, algorithm: Callable[[Path], object]) -> tuple[np.ndarray, np.ndarray]:
+    """Fast and slow weights of an algorithm, stopped after `steps` optimizer steps."""
+    path = Path(steps)
+    with contextlib.suppress(_EndOfPath):
+        algorithm(path)
+    return np.array(path.fast), np.array(path.slow)
+
+
+# Inner optimizers A
+
+
+class SGD:
+    """v − η g. The base of the others, which have moments and another direction."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self) -> None:
+        """Moments, and the count that corrects their bias, as at the beginning."""
+        self.moments: dict[str, np.ndarray | float] = {}
+        self.count = 0
+
+    def direction(self, g: np.ndarray) -> np.ndarray:
+        return g
+
+    def step(self, v: np.ndarray, g: np.ndarray, eta: float) -> np.ndarray:
+        return v - eta * self.direction(g)
+
+    def sync(self, inner_state: str, start: dict[str, np.ndarray | float], alpha: float) -> None:
+        """What a step back with α does, `start` being the moments before the cycle."""
+        if inner_state == "reset":
+            self.reset()
+        elif inner_state == "pullback":
+            self.moments = {
+                name: start[name] + alpha * (m - start[name]) for name, m in self.moments.items()
+            }
+        else:
+            assert inner_state == "keep"
+
+
+class Momentum(SGD):
+    """m ← μ m + g, v ← v − η m."""
+
+    def __init__(self, mu: float = 0.9):
+        self.mu = mu
+        super().__init__()
+
+    def reset(self) -> None:
+        self.moments = {"m": 0.0}
+
+    def direction(self, g: np.ndarray) -> np.ndarray:
+        m = self.mu * self.moments["m"] + g
+        self.moments = {"m": m}
+        return m
+
+
+class Adam(SGD):
+    """Adam with optax's defaults."""
+
+    def __init__(self, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
+        self.b1, self.b2, self.eps = b1, b2, eps
+        super().__init__()
+
+    def reset(self) -> None:
+        self.moments = {"m": 0.0, "v": 0.0}
+        self.count = 0
+
+    def direction(self, g: np.ndarray) -> np.ndarray:
+        m = self.b1 * self.moments["m"] + (1 - self.b1) * g
+        v = self.b2 * self.moments["v"] + (1 - self.b2) * g**2
+        self.moments = {"m": m, "v": v}
+        self.count += 1
+        m_hat = m / (1 - self.b1**self.count)
+        v_hat = v / (1 - self.b2**self.count)
+        return m_hat / (np.sqrt(v_hat) + self.eps)
+
+
+# Algorithms
+
+
+def sgd(path: Path, gradient: Gradient, eta: Schedule, v: np.ndarray, A: SGD) -> None:
+    """Algorithm 1: the inner optimizer alone."""
+    while True:
+        s = path.next_step()
+        v = A.step(v, gradient(v, s), eta(s))
+        path.add(v, v)
+
+
+def lookahead(
+    path: Path,
+    gradient: Gradient,
+    eta: Schedule,
+    alpha: Schedule,
+    k: Schedule,
+    theta: np.ndarray,
+    A: SGD,
+    inner_state: str = "keep",
+) -> None:
+    """Algorithm 2, without an end."""
+    _cycles(
+        path,
+        lambda v, s: A.step(v, gradient(v, s), eta(s)),
+        alpha,
+        k,
+        theta,
+        A,
+        inner_state,
+        itertools.count(),
+    )
+
+
+def _cycles(
+    path: Path,
+    step: Step,
+    alpha: Schedule,
+    k: Schedule,
+    theta: np.ndarray,
+    A: SGD,
+    inner_state: str,
+    outer_steps: itertools.count | range,
+) -> np.ndarray:
+    """The outer loop of Algorithm 2, around any step of the fast weights."""
+    for _ in outer_steps:
+        start = A.moments
+        v = theta
+        for tau in itertools.count(1):
+            s = path.next_step()
+            v = step(v, s)
+            path.add(v, theta)
+            if tau >= k(s):
+                break
+        theta = (1 - alpha(s)) * theta + alpha(s) * v
+        path.sync(theta)
+        A.sync(inner_state, start, alpha(s))
+    return theta
+
+
+@dataclass
+class Stage:
+    """T_q, η_q (a function of the step within the stage), β_q, k_q and α_q."""
+
+    T: int
+    eta: Schedule
+    beta: float
+    k: int
+    alpha: float
+
+
+def slrla(
+    path: Path,
+    gradient: Gradient,
+    stages: Sequence[Stage],
+    theta: np.ndarray,
+    A: SGD,
+    inner_state: str = "keep",
+    decoupled: bool = False,
+) -> None:
+    """Algorithm 3; the last stage has no end."""
+    first = 0
+    for q, stage in enumerate(stages):
+
+        def step(
+            v: np.ndarray, s: int, stage: Stage = stage, anchor: np.ndarray = theta, first=first
+        ) -> np.ndarray:
+            pull = stage.beta * (v - anchor)
+            return _regularised_step(A, v, gradient(v, s), pull, stage.eta(s - first), decoupled)
+
+        theta = _cycles(
+            path,
+            step,
+            lambda s, stage=stage: stage.alpha,
+            lambda s, stage=stage: stage.k,
+            theta,
+            A,
+            inner_state,
+            range(stage.T) if q + 1 < len(stages) else itertools.count(),
+        )
+        first += stage.T * stage.k
+
+
+def _regularised_step(
+    A: SGD, v: np.ndarray, g: np.ndarray, pull: np.ndarray, eta: float, decoupled: bool
+) -> np.ndarray:
+    """A step of A on the regularised loss, or (decoupled) on the loss, the pull beside it."""
+    if decoupled:
+        return A.step(v, g, eta) - eta * pull
+    return A.step(v, g + pull, eta)
+
+
+def released_slrla(
+    path: Path,
+    gradient: Gradient,
+    eta: Schedule,
+    beta: Schedule,
+    S: int,
+    k: int,
+    alpha: Schedule,
+    theta: np.ndarray,
+    A: SGD,
+    weight_decay: float = 0.0,
+    inner_state: str = "keep",
+) -> None:
+    """SLRLA as released: one loop over steps, and an anchor renewed every S of them."""
+    v, start = theta, A.moments
+    while True:
+        s = path.next_step()
+        if s % S == 0:
+            anchor = v
+        g = gradient(v, s) + beta(s) * (v - anchor) + weight_decay * v
+        v = A.step(v, g, eta(s))
+        path.add(v, theta)
+        if (s + 1) % k == 0:
+            theta = v = theta + alpha(s) * (v - theta)
+            path.sync(theta)
+            A.sync(inner_state, start, alpha(s))
+            start = A.moments
+
+
+def stagewise_prox(
+    path: Path,
+    gradient: Gradient,
+    eta: Schedule,
+    beta: Schedule,
+    lengths: Sequence[int],
+    v: np.ndarray,
+    A: SGD,
+    decoupled: bool = False,
+) -> None:
+    """Algorithm 1 on F_1, …, F_Q in turn; the last stage has no end."""
+    for q, length in enumerate(lengths):
+        anchor = v
+        for _ in range(length) if q + 1 < len(lengths) else itertools.count():
+            s = path.next_step()
+            v = _regularised_step(A, v, gradient(v, s), beta(s) * (v - anchor), eta(s), decoupled)
+            path.add(v, v)
+
+
+def multilayer_lookahead(
+    path: Path,
+    gradient: Gradient,
+    eta: Schedule,
+    alphas: Sequence[Schedule],
+    ks: Sequence[Schedule],
+    theta: np.ndarray,
+    A: SGD,
+    inner_state: str = "keep",
+) -> None:
+    """Multilayer Lookahead: a step of layer n is k_n steps of layer n − 1."""
+
+    def step_of_layer(n: int, theta: np.ndarray) -> np.ndarray:
+        if n == 0:
+            s = path.next_step()
+            v = A.step(theta, gradient(theta, s), eta(s))
+            path.add(v, outermost)
+            return v
+        start = A.moments
+        v = theta
+        for taken in itertools.count(1):
+            v = step_of_layer(n - 1, v)
+            s = len(path.fast) - 1
+            if taken >= ks[n - 1](s):
+                break
+        alpha = alphas[n - 1](s)
+        theta = theta + alpha * (v - theta)
+        A.sync(inner_state, start, alpha)
+        path.fast[-1] = theta
+        return theta
+
+    while True:
+        outermost = theta
+        theta = step_of_layer(len(ks), theta)
+        path.sync(theta)

@@ -1,0 +1,351 @@
+"""What the transforms take for their arguments, and what they say of the rest."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from transforms_table import quick_jit
+
+from slrla_jax import (
+    Stage,
+    lookahead,
+    multilayer_lookahead,
+    slow_params,
+    slrla,
+    slrla_sgd,
+    stagewise_prox,
+)
+
+INNER = optax.sgd(1.0)
+INF, NAN = float("inf"), float("nan")
+
+
+def a_schedule(count):
+    return 0.5
+
+
+def rejects(build, *fragments):
+    """Raises a ValueError whose message has every fragment: the argument and the value."""
+    with pytest.raises(ValueError, match=".*".join(map(re.escape, fragments))):
+        build()
+
+
+NOT_PERIODS = [0, -1, 2.5, NAN, -INF, "5", None, [5], np.array([5, 5]), jnp.array([2, 2]), 1j]
+NOT_STEP_SIZES = [0, 0.0, -0.1, 1.1, NAN, INF, "0.5", None, [0.5], np.array([0.5, 0.5])]
+NOT_BETAS = [-0.1, NAN, INF, -INF, "0.4", None, np.array("0.4")]
+NOT_LENGTHS = [0, -5, 2.5, NAN, "5", None, a_schedule]
+
+
+@pytest.mark.parametrize("value", NOT_PERIODS, ids=repr)
+def test_sync_period(value):
+    rejects(lambda: lookahead(INNER, value), "`sync_period`", f"got {value!r}")
+    rejects(lambda: slrla_sgd(0.1, sync_period=value), "`sync_period`", f"got {value!r}")
+    rejects(
+        lambda: multilayer_lookahead(INNER, (5, value), (0.8, 0.8)),
+        "`sync_periods[1]`",
+        f"got {value!r}",
+    )
+    rejects(lambda: Stage(5, 0.1, sync_period=value), "`sync_period`", f"got {value!r}")
+
+
+@pytest.mark.parametrize("value", NOT_STEP_SIZES, ids=repr)
+def test_slow_step_size(value):
+    rejects(lambda: lookahead(INNER, 5, value), "`slow_step_size`", f"got {value!r}")
+    rejects(lambda: slrla_sgd(0.1, slow_step_size=value), "`slow_step_size`", f"got {value!r}")
+    rejects(
+        lambda: multilayer_lookahead(INNER, (5, 5), (value, 0.8)),
+        "`slow_step_sizes[0]`",
+        f"got {value!r}",
+    )
+    rejects(lambda: Stage(5, 0.1, slow_step_size=value), "`slow_step_size`", f"got {value!r}")
+
+
+@pytest.mark.parametrize("value", NOT_BETAS, ids=repr)
+def test_beta(value):
+    rejects(lambda: stagewise_prox(value, 5), "`beta`", f"got {value!r}")
+    rejects(lambda: stagewise_prox(value, [5, 5]), "`beta`", f"got {value!r}")
+    rejects(lambda: stagewise_prox([0.1, value], [5, 5]), "`beta[1]`", f"got {value!r}")
+    rejects(lambda: slrla_sgd(0.1, value), "`beta`", f"got {value!r}")
+    rejects(lambda: slrla_sgd(0.1, value, stage_length=7), "`beta`", f"got {value!r}")
+    rejects(lambda: Stage(5, 0.1, beta=value), "`beta`", f"got {value!r}")
+
+
+@pytest.mark.parametrize("value", NOT_LENGTHS, ids=repr)
+def test_lengths(value):
+    rejects(lambda: stagewise_prox(0.1, value), "`stage_length`", f"{value!r}")
+    rejects(lambda: stagewise_prox(0.1, [5, value]), "`stage_length[1]`", f"{value!r}")
+    rejects(lambda: stagewise_prox([0.1, 0.2], value), "`stage_length`", f"{value!r}")
+    rejects(lambda: slrla_sgd(0.1, stage_length=value), "`stage_length`", f"{value!r}")
+    rejects(lambda: Stage(value, 0.1), "`outer_steps`", f"{value!r}")
+
+
+def test_infinity_is_not_a_number_of_steps():
+    rejects(lambda: lookahead(INNER, INF), "`sync_period`", "got inf")
+    rejects(lambda: multilayer_lookahead(INNER, (5, INF)), "`sync_periods[1]`", "got inf")
+    rejects(lambda: stagewise_prox(0.1, INF), "`stage_length`", "got inf")
+    rejects(lambda: stagewise_prox(0.1, [5, INF]), "`stage_length", "inf")
+    rejects(lambda: Stage(INF, 0.1), "`outer_steps`", "got inf")
+
+
+def test_lengths_that_sum_to_too_much():
+    rejects(lambda: stagewise_prox(0.1, [2**30, 2**30]), "`stage_length`", "got [1073741824,")
+    rejects(lambda: slrla(optax.sgd, [Stage(2**30, 0.1)]), "`stages`", f"got [{5 * 2**30}]")
+    # An int32 can count to here.
+    assert stagewise_prox(0.1, [2**30, 2**30 - 1]).init(jnp.ones(1)).count == 0
+
+
+def test_a_stages_numbers_are_not_schedules():
+    rejects(lambda: Stage(a_schedule, 0.1), "`outer_steps`", repr(a_schedule))
+    rejects(lambda: Stage(5, 0.1, beta=a_schedule), "`beta`", repr(a_schedule))
+    rejects(lambda: Stage(5, 0.1, sync_period=a_schedule), "`sync_period`", repr(a_schedule))
+    rejects(lambda: Stage(5, 0.1, slow_step_size=a_schedule), "`slow_step_size`", repr(a_schedule))
+    rejects(lambda: stagewise_prox([a_schedule], [5]), "`beta[0]`", repr(a_schedule))
+
+
+@pytest.mark.parametrize(
+    ("build", "fragments"),
+    [
+        (lambda: stagewise_prox([0.1, 0.2], [5]), ("`beta` = [0.1, 0.2]", "`stage_length` = [5]")),
+        (lambda: stagewise_prox([0.1], (5, 6)), ("`beta` = [0.1]", "`stage_length` = (5, 6)")),
+        (
+            lambda: stagewise_prox(np.array([0.1]), [5, 6]),
+            ("`beta` = array([0.1])", "`stage_length` = [5, 6]"),
+        ),
+        (
+            lambda: slrla_sgd(0.1, [0.1, 0.2], [5]),
+            ("`beta` = [0.1, 0.2]", "`stage_length` = [5]"),
+        ),
+        (
+            lambda: multilayer_lookahead(INNER, (5, 5), (0.8,)),
+            ("`sync_periods` = (5, 5)", "`slow_step_sizes` = (0.8,)"),
+        ),
+        (
+            lambda: multilayer_lookahead(INNER, (5,)),
+            ("`sync_periods` = (5,)", "`slow_step_sizes` = (0.8, 0.8)"),
+        ),
+    ],
+)
+def test_lists_of_unequal_length(build, fragments):
+    rejects(build, *fragments)
+
+
+@pytest.mark.parametrize("empty", [[], (), np.array([])], ids=repr)
+def test_empty_lists(empty):
+    rejects(lambda: stagewise_prox(0.1, empty), "`stage_length`", f"got {empty!r}")
+    rejects(lambda: stagewise_prox(empty, empty), "`stage_length`", f"got {empty!r}")
+    rejects(lambda: slrla_sgd(0.1, stage_length=empty), "`stage_length`", f"got {empty!r}")
+    rejects(lambda: multilayer_lookahead(INNER, empty, empty), "`sync_periods`", f"got {empty!r}")
+    rejects(lambda: slrla(optax.sgd, list(empty)), "`stages`", "got []")
+
+
+@pytest.mark.parametrize("value", ["restart", "", None, True, 0])
+def test_inner_state(value):
+    stages = [Stage(5, 0.1)]
+    rejects(lambda: lookahead(INNER, inner_state=value), "`inner_state`", f"got {value!r}")
+    rejects(
+        lambda: multilayer_lookahead(INNER, inner_state=value), "`inner_state`", f"got {value!r}"
+    )
+    rejects(lambda: slrla(optax.sgd, stages, inner_state=value), "`inner_state`", f"got {value!r}")
+    rejects(lambda: slrla_sgd(0.1, inner_state=value), "`inner_state`", f"got {value!r}")
+
+
+@pytest.mark.parametrize("value", ["int32", "bool", "complex64", "float64", np.float64, jnp.int8])
+def test_dtypes_that_no_copy_can_have(value):
+    stages = [Stage(5, 0.1, beta=0.1)]
+    got = f"got {value!r}"
+    rejects(lambda: lookahead(INNER, slow_dtype=value), "`slow_dtype`", got)
+    rejects(lambda: multilayer_lookahead(INNER, slow_dtype=value), "`slow_dtype`", got)
+    rejects(lambda: slrla(optax.sgd, stages, slow_dtype=value), "`slow_dtype`", got)
+    rejects(lambda: slrla(optax.sgd, stages, anchor_dtype=value), "`anchor_dtype`", got)
+    rejects(lambda: slrla_sgd(0.1, slow_dtype=value), "`slow_dtype`", got)
+    rejects(lambda: slrla_sgd(0.1, anchor_dtype=value), "`anchor_dtype`", got)
+    rejects(lambda: stagewise_prox(0.1, 5, anchor_dtype=value), "`anchor_dtype`", got)
+
+
+def test_float64_copies_with_x64():
+    with jax.enable_x64(True):
+        params = {"w": jnp.ones(2, jnp.float32)}
+        state = lookahead(INNER, slow_dtype="float64").init(params)
+        assert slow_params(state, params)["w"].dtype == jnp.float64
+
+
+@pytest.mark.parametrize(
+    ("slow_dtype", "dtype"),
+    [
+        ("bfloat16", "float32"),
+        (jnp.float16, "float32"),
+        ("float16", "bfloat16"),
+        (jnp.bfloat16, "float16"),
+        ("bfloat16", "complex64"),
+    ],
+)
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda slow_dtype: lookahead(INNER, slow_dtype=slow_dtype),
+        lambda slow_dtype: multilayer_lookahead(INNER, slow_dtype=slow_dtype),
+        lambda slow_dtype: slrla(optax.sgd, [Stage(5, 0.1)], slow_dtype=slow_dtype),
+        lambda slow_dtype: slrla_sgd(0.1, slow_dtype=slow_dtype),
+        lambda slow_dtype: slrla_sgd(0.1, stage_length=7, slow_dtype=slow_dtype),
+    ],
+    ids=["lookahead", "multilayer_lookahead", "slrla", "slrla_sgd-shared", "slrla_sgd-own"],
+)
+def test_slow_weights_narrower_than_a_param(build, slow_dtype, dtype):
+    params = {"integers": jnp.arange(3), "layer": {"w": jnp.ones(2, dtype)}}
+    name = jnp.dtype(slow_dtype).name
+    where = f"got {name} for params['layer']['w'] of {dtype}"
+    rejects(lambda: build(slow_dtype).init(params), "`slow_dtype`", where)
+    rejects(lambda: jax.eval_shape(build(slow_dtype).init, params), "`slow_dtype`", where)
+
+
+@pytest.mark.parametrize(
+    ("slow_dtype", "dtype", "copied"),
+    [
+        (None, "bfloat16", "bfloat16"),
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("float32", "bfloat16", "float32"),
+        ("float32", "float16", "float32"),
+        ("float32", "float32", "float32"),
+        ("float32", "complex64", "complex64"),
+        ("bfloat16", "int32", "int32"),
+    ],
+)
+def test_slow_weights_wide_enough(slow_dtype, dtype, copied):
+    params = jnp.ones(2, dtype)
+    assert lookahead(INNER, slow_dtype=slow_dtype).init(params).slow_params.dtype == copied
+
+
+@pytest.mark.parametrize(
+    ("anchor_dtype", "dtype", "copied"),
+    [
+        (None, "float32", "float32"),
+        ("bfloat16", "float32", "bfloat16"),
+        ("bfloat16", "int8", "int8"),
+    ],
+)
+def test_anchors_may_be_narrower(anchor_dtype, dtype, copied):
+    tx = stagewise_prox(0.1, 5, anchor_dtype=anchor_dtype)
+    params = jnp.ones(2, dtype)
+    state = tx.init(params)
+    assert state.anchor_params.dtype == copied
+    _, state = tx.update(params, state, params)
+    assert state.anchor_params.dtype == copied
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        lookahead(INNER),
+        multilayer_lookahead(INNER),
+        stagewise_prox(0.1, 5),
+        slrla(optax.sgd, [Stage(5, 0.1, beta=0.1)]),
+        slrla(optax.sgd, [Stage(5, 0.1, beta=0.1)], decoupled=True),
+        slrla_sgd(0.1),
+        slrla_sgd(0.1, stage_length=7),
+    ],
+)
+def test_update_needs_the_params(tx):
+    state = tx.init(jnp.ones(2))
+    rejects(lambda: tx.update(jnp.ones(2), state), "`params`", "got None")
+    rejects(lambda: tx.update(jnp.ones(2), state, None), "`params`", "got None")
+
+
+# What is taken.
+
+
+def path(tx, steps=7):
+    """The params after each step down a slope of 1, from 0, in one compiled program."""
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jnp.ones_like(params), state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params
+
+    params = jnp.array(0.0)
+    return quick_jit(lambda: jax.lax.scan(step, (params, tx.init(params)), length=steps)[1])()
+
+
+THREES = [3, 3.0, np.int64(3), np.float32(3.0), np.array(3), jnp.array(3), jnp.array(3.0)]
+HALVES = [0.5, np.float32(0.5), np.array(0.5), jnp.array(0.5), a_schedule]
+ids = {"ids": lambda value: f"{type(value).__name__}-{value!r}"}
+
+
+@pytest.mark.parametrize("three", [*THREES, lambda count: 3, lambda count: jnp.array(3)], **ids)
+def test_periods_taken(three):
+    expected = [-1, -2, -1.5, -2.5, -3.5, -3, -4]
+    np.testing.assert_array_equal(path(lookahead(INNER, three, 0.5)), expected)
+    layers = multilayer_lookahead(INNER, (1, three), (1.0, 0.5))
+    np.testing.assert_array_equal(path(layers), expected)
+
+
+@pytest.mark.parametrize("half", HALVES, **ids)
+def test_step_sizes_taken(half):
+    expected = [-1, -2, -1.5, -2.5, -3.5, -3, -4]
+    np.testing.assert_array_equal(path(lookahead(INNER, 3, half)), expected)
+    np.testing.assert_array_equal(path(multilayer_lookahead(INNER, [3], [half])), expected)
+
+
+# Each stage of three steps starts with no pull: −1, −1.5, −1.75 from its anchor.
+PULLED = [-1, -1.5, -1.75, -2.75, -3.25, -3.5, -4.5]
+
+
+@pytest.mark.parametrize("three", THREES, **ids)
+def test_stage_lengths_taken(three):
+    np.testing.assert_array_equal(path(optax.chain(stagewise_prox(0.5, three), INNER)), PULLED)
+    listed = optax.chain(stagewise_prox(0.5, [three, three, 1]), INNER)
+    np.testing.assert_array_equal(path(listed), PULLED)
+    own_anchor = slrla_sgd(1.0, 0.5, three, sync_period=100, momentum=None)
+    np.testing.assert_array_equal(path(own_anchor), PULLED)
+    # With S = k and α = 1 the slow weights, as the anchor, are where each stage began.
+    shared = slrla_sgd(1.0, 0.5, three, three, slow_step_size=1.0, momentum=0)
+    np.testing.assert_array_equal(path(shared), PULLED)
+    stages = [Stage(1, 1.0, 0.5, three, 1.0)] * 3
+    np.testing.assert_array_equal(path(slrla(optax.sgd, stages)), PULLED)
+
+
+@pytest.mark.parametrize("half", HALVES, **ids)
+def test_betas_taken(half):
+    np.testing.assert_array_equal(path(optax.chain(stagewise_prox(half, 3), INNER)), PULLED)
+    lengths = optax.chain(stagewise_prox(half, [3, 3, 1]), INNER)
+    np.testing.assert_array_equal(path(lengths), PULLED)
+    shared = slrla_sgd(1.0, half, 3, 3, slow_step_size=1.0, momentum=None)
+    np.testing.assert_array_equal(path(shared), PULLED)
+
+
+def test_lists_taken_as_arrays():
+    for array in (np.array, jnp.array, tuple):
+        prox = stagewise_prox(array([0.5, 0.5, 0.5]), array([3, 3, 1]))
+        np.testing.assert_array_equal(path(optax.chain(prox, INNER)), PULLED)
+
+
+def test_a_traced_value_is_not_looked_at():
+    @jax.jit
+    def traced(k, alpha, beta, length):
+        stage = Stage(1, 1.0, beta, length, alpha)
+        return (
+            path(lookahead(INNER, k, alpha)),
+            path(multilayer_lookahead(INNER, (1, k), (1.0, alpha))),
+            path(optax.chain(stagewise_prox(beta, length), INNER)),
+            path(optax.chain(stagewise_prox(beta, [length, length, 1]), INNER)),
+            path(slrla_sgd(1.0, beta, length, 100, momentum=None)),
+            path(slrla(optax.sgd, [stage, stage, stage])),
+        )
+
+    looked, layered, *pulled, staged = traced(3, 0.5, 0.5, 3)
+    np.testing.assert_array_equal(looked, [-1, -2, -1.5, -2.5, -3.5, -3, -4])
+    np.testing.assert_array_equal(layered, looked)
+    for prox in pulled:
+        np.testing.assert_array_equal(prox, PULLED)
+    # −1.75 goes half way back, to −0.875; and so on from there.
+    np.testing.assert_array_equal(staged, [-1, -1.5, -0.875, -1.875, -2.375, -1.75, -2.75])
+
+
+def test_the_bounds_themselves_are_taken():
+    np.testing.assert_array_equal(path(lookahead(INNER, 1, 1)), path(INNER))
+    np.testing.assert_array_equal(path(lookahead(INNER, 1, 0.5)), -0.5 * np.arange(1, 8))
+    np.testing.assert_array_equal(path(optax.chain(stagewise_prox(0, 1), INNER)), path(INNER))
+    assert Stage(1, 0.1, beta=0, sync_period=1, slow_step_size=1).length == 1

@@ -1,0 +1,291 @@
+"""Several devices: replicated params give the run of one device, sharded ones stay sharded."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+from transforms_table import assert_close, quick_jit
+
+from slrla_jax import (
+    LookaheadState,
+    Stage,
+    StagewiseProxState,
+    lookahead,
+    multilayer_lookahead,
+    slow_params,
+    slrla,
+    slrla_sgd,
+)
+
+STEPS = 8
+DEVICES = 8
+BATCH = "batch"
+
+STAGES = [Stage(1, 0.1, 0.5, 3, 0.5), Stage(2, 0.05, 1.5, 2, 0.8)]
+
+
+def sgd(learning_rate=0.1):
+    return optax.sgd(learning_rate, momentum=0.9)
+
+
+TRANSFORMS = {
+    "lookahead": lambda: lookahead(sgd(), 3, 0.5),
+    "lookahead-pullback": lambda: lookahead(optax.adam(0.05), 3, 0.5, inner_state="pullback"),
+    "multilayer_lookahead": lambda: multilayer_lookahead(
+        sgd(), (2, 2), (0.5, 0.6), inner_state="reset"
+    ),
+    "slrla": lambda: slrla(sgd, STAGES),
+    "slrla-decoupled": lambda: slrla(optax.adam, STAGES, decoupled=True),
+    "slrla_sgd-shared": lambda: slrla_sgd(0.1, 0.4, 3, 3, 0.5),
+    "slrla_sgd-own": lambda: slrla_sgd(0.1, 0.4, 4, 3, 0.5),
+}
+
+every_transform = pytest.mark.parametrize("name", TRANSFORMS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def eight_devices():
+    assert jax.device_count() == DEVICES, "see tests/conftest.py"
+
+
+def mesh_of(shape, axes, axis_type):
+    return jax.make_mesh(shape, axes, axis_types=(axis_type,) * len(axes))
+
+
+@functools.cache
+def data():
+    """Params, and one global batch of inputs and targets for each step."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {"w": 0.3 * jax.random.normal(keys[0], (8, 4)), "b": jnp.zeros(4)}
+    inputs = jax.random.normal(keys[1], (STEPS, 16, 8))
+    targets = jax.random.normal(keys[2], (STEPS, 16, 4))
+    return jax.tree.map(np.asarray, (params, inputs, targets))
+
+
+def fresh_params():
+    return jax.tree.map(jnp.array, data()[0])
+
+
+def loss(params, inputs, targets):
+    return jnp.mean((jnp.tanh(inputs @ params["w"] + params["b"]) - targets) ** 2)
+
+
+def train(step, tx, params, place=lambda batch: batch, state=None):
+    """The params and slow weights after every step, on the host."""
+    state = tx.init(params) if state is None else state
+    seen = []
+    for inputs, targets in zip(*data()[1:], strict=True):
+        params, state = step(params, state, place(inputs), place(targets))
+        seen.append(jax.device_get((params, slow_params(state, params))))
+    return seen
+
+
+def step_of(tx, mean=lambda grads: grads, wrt=lambda params: params):
+    def step(params, state, inputs, targets):
+        grads = mean(jax.grad(loss)(wrt(params), inputs, targets))
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+@functools.cache
+def on_one_device(name):
+    tx = TRANSFORMS[name]()
+    return train(quick_jit(step_of(tx)), tx, fresh_params())
+
+
+def assert_as_on_one_device(seen, name):
+    for now, expected in zip(seen, on_one_device(name), strict=True):
+        assert_close(now, expected, rtol=1e-4, atol=2e-6)
+
+
+@every_transform
+def test_the_steps_cover_several_syncs(name):
+    # What the other tests compare with: syncs, and steps between them, at other places.
+    syncs = sum((params["w"] == slow["w"]).all() for params, slow in on_one_device(name))
+    assert 2 <= syncs < STEPS
+
+
+# One global batch over replicated params.
+
+
+@every_transform
+def test_pmap(name):
+    tx = TRANSFORMS[name]()
+
+    def mean(grads):
+        return jax.lax.pmean(grads, BATCH)
+
+    def replicated(x):
+        return np.stack([x] * DEVICES)
+
+    def split(batch):
+        return batch.reshape(DEVICES, -1, *batch.shape[1:])
+
+    params, state = jax.tree.map(replicated, (data()[0], tx.init(fresh_params())))
+    seen = train(jax.pmap(step_of(tx, mean), axis_name=BATCH), tx, params, split, state)
+    for device in range(DEVICES):
+        assert_as_on_one_device(jax.tree.map(lambda x, i=device: x[i], seen), name)
+
+
+@every_transform
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_named_sharding(name, axis_type):
+    tx = TRANSFORMS[name]()
+    mesh = mesh_of((DEVICES,), (BATCH,), axis_type)
+
+    def split(batch):
+        return jax.device_put(batch, NamedSharding(mesh, P(BATCH)))
+
+    with jax.set_mesh(mesh):
+        params = jax.device_put(data()[0], NamedSharding(mesh, P()))
+        seen = train(quick_jit(step_of(tx)), tx, params, split)
+    assert_as_on_one_device(seen, name)
+
+
+@every_transform
+def test_shard_map(name):
+    tx = TRANSFORMS[name]()
+    mesh = mesh_of((DEVICES,), (BATCH,), AxisType.Auto)
+
+    def wrt(params):
+        # Gradients with respect to unvarying params would come summed over the axis.
+        return jax.tree.map(lambda p: jax.lax.pcast(p, BATCH, to="varying"), params)
+
+    def mean(grads):
+        return jax.lax.pmean(grads, BATCH)
+
+    step = quick_jit(
+        jax.shard_map(
+            step_of(tx, mean, wrt),
+            mesh=mesh,
+            in_specs=(P(), P(), P(BATCH), P(BATCH)),
+            out_specs=(P(), P()),
+        )
+    )
+    assert_as_on_one_device(train(step, tx, fresh_params()), name)
+
+
+# Sharded params.
+
+SPECS = {"w": P("x", "y"), "b": P("y")}
+
+
+def sharded_params(axis_type):
+    mesh = mesh_of((4, 2), ("x", "y"), axis_type)
+    shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
+    return mesh, shardings, jax.tree.map(jax.device_put, data()[0], shardings)
+
+
+def copies(state):
+    """Every copy of the params in a state: the slow weights and anchors of all layers."""
+    kinds = (LookaheadState, StagewiseProxState)
+    if isinstance(state, LookaheadState):
+        return [state.slow_params, *copies(state.inner_state)]
+    if isinstance(state, StagewiseProxState):
+        return [state.anchor_params]
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
+    return [copy for node in nodes if isinstance(node, kinds) for copy in copies(node)]
+
+
+NUMBER_OF_COPIES = {
+    "lookahead": 1,
+    "lookahead-pullback": 1,
+    "multilayer_lookahead": 2,
+    "slrla": 2,
+    "slrla-decoupled": 2,
+    "slrla_sgd-shared": 1,
+    "slrla_sgd-own": 2,
+}
+
+
+def assert_sharded(copies, params, number):
+    assert len(copies) == number
+    for copy in copies:
+        for key, leaf in copy.items():
+            assert leaf.sharding.is_equivalent_to(params[key].sharding, leaf.ndim), key
+            assert not leaf.sharding.is_fully_replicated, key
+
+
+def sharding_step(tx):
+    """A step that needs no batch, with gradients of the params' sharding."""
+
+    @functools.partial(quick_jit, donate_argnums=(0, 1))
+    def step(params, state):
+        updates, state = tx.update(jax.tree.map(jnp.sin, params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+@functools.cache
+def sharding_steps_on_one_device(name):
+    tx, params = TRANSFORMS[name](), fresh_params()
+    state, step = tx.init(params), sharding_step(tx)
+    for _ in range(4):
+        params, state = step(params, state)
+    return jax.device_get((params, slow_params(state, params)))
+
+
+@every_transform
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager init", "jitted init"])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_copies_take_and_keep_the_params_sharding(name, axis_type, jitted):
+    tx = TRANSFORMS[name]()
+    mesh, _, params = sharded_params(axis_type)
+    step = sharding_step(tx)
+    with jax.set_mesh(mesh):
+        state = (quick_jit(tx.init) if jitted else tx.init)(params)
+        assert_sharded(copies(state), params, NUMBER_OF_COPIES[name])
+        for _ in range(4):
+            given = jax.tree.leaves((params, copies(state)))
+            params, state = step(params, state)
+            assert all(leaf.is_deleted() for leaf in given)
+            assert_sharded([params, *copies(state)], params, 1 + NUMBER_OF_COPIES[name])
+            assert jax.tree.map(lambda p: p.sharding.spec, params) == SPECS
+            slow = slow_params(state, params)
+            assert_sharded([slow], params, 1)
+    assert_close(jax.device_get((params, slow)), sharding_steps_on_one_device(name))
+
+
+@every_transform
+def test_abstract_copies_have_the_params_sharding_with_explicit_axes(name):
+    mesh, _, params = sharded_params(AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(TRANSFORMS[name]().init, params)
+    assert len(copies(state)) == NUMBER_OF_COPIES[name]
+    for copy in copies(state):
+        assert {key: leaf.sharding.spec for key, leaf in copy.items()} == SPECS
+
+
+@every_transform
+def test_map_params_gives_every_leaf_like_a_param_its_sharding(name):
+    tx = TRANSFORMS[name]()
+    mesh, shardings, params = sharded_params(AxisType.Auto)
+    everywhere = NamedSharding(mesh, P())
+    wanted = optax.tree.map_params(
+        tx,
+        lambda _, sharding: sharding,
+        jax.eval_shape(tx.init, params),
+        shardings,
+        transform_non_params=lambda _: everywhere,
+    )
+    state = quick_jit(tx.init, out_shardings=wanted)(params)
+    assert_sharded(copies(state), params, NUMBER_OF_COPIES[name])
+    for leaf in jax.tree.leaves(state):
+        spec = {(8, 4): SPECS["w"], (4,): SPECS["b"]}.get(leaf.shape, P())
+        assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec), leaf.ndim)
+
+
+def test_init_on_one_of_the_devices():
+    device = jax.devices()[3]
+    params = jax.device_put(data()[0], device)
+    state = lookahead(sgd()).init(params)
+    for leaf in jax.tree.leaves(state.slow_params):
+        assert leaf.sharding == SingleDeviceSharding(device)

@@ -1,0 +1,402 @@
+"""The comparison in `examples/`, at tiny sizes, as a user runs it and from within."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import compare
+import matplotlib.image
+import networks
+import numpy as np
+import optimizers
+import pytest
+import training
+from data import DataError, Dataset, digits, idx_folder, read_idx
+
+import slrla_jax
+
+EXAMPLES = Path(compare.__file__).parent
+PACKAGE = Path(slrla_jax.__file__).parent.parent
+TINY = ["--network", "softmax", "--epochs", "2", "--seeds", "2"]
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A hundred of the digits, half of them to train on."""
+    whole = digits(None)
+    return Dataset(
+        whole.train_images[:50],
+        whole.train_labels[:50],
+        whole.test_images[:50],
+        whole.test_labels[:50],
+        classes=10,
+    )
+
+
+def train(dataset, optimizer, *, seeds, together=False, network=None, epochs=2, **settings):
+    recipe = optimizers.Recipe(
+        **{
+            "outer_steps": (2, 2),
+            "learning_rate": 0.05,
+            "k": 3,
+            "alpha": 0.5,
+            "beta": 0.1,
+            **settings,
+        }
+    )
+    make = network or networks.SoftmaxRegression
+    return list(
+        training.train(
+            training.Network(lambda rngs: make(dataset.image_shape, dataset.classes, rngs=rngs)),
+            dataset,
+            optimizers.OPTIMIZERS[optimizer],
+            recipe,
+            seeds=seeds,
+            epochs=epochs,
+            batch_size=10,
+            together=together,
+        )
+    )
+
+
+def test_a_run_from_the_command_line(tmp_path):
+    command = [sys.executable, EXAMPLES / "compare.py", "--epochs", "2", "--seeds", "2"]
+    paths = [str(PACKAGE), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [*command, "--name", "tiny"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "tiny"
+    assert {file.name for file in folder.iterdir()} == {
+        "curves.png",
+        "metrics.jsonl",
+        "settings.json",
+        "table.txt",
+    }
+
+    records = metrics(folder)
+    assert [(r["optimizer"], r["seed"], r["epoch"]) for r in records] == [
+        (optimizer, seed, epoch)
+        for optimizer in ("sgd", "sla", "slrla")
+        for seed in (0, 1)
+        for epoch in (0, 1, 2)
+    ]
+    # Nine batches an epoch; the last epoch ends with the fourth cycle of five steps.
+    assert [r["gradients"] for r in records] == 6 * [0, 9, 20]
+    for seed in (0, 1):
+        starts = [r for r in records if r["epoch"] == 0 and r["seed"] == seed]
+        assert len({(r["train_loss"], r["test_loss"], r["test_accuracy"]) for r in starts}) == 1
+    assert all(
+        r["fast_test_accuracy"] == r["test_accuracy"]
+        for r in records
+        if r["epoch"] == 2 and r["optimizer"] != "sgd"
+    )
+    assert any(
+        r["fast_test_accuracy"] != r["test_accuracy"]
+        for r in records
+        if r["epoch"] == 1 and r["optimizer"] != "sgd"
+    )
+
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["gradients_per_run"] == 20
+    assert [stage["last_step"] for stage in settings["stages"]] == [5, 10, 15, 20]
+    assert settings["flags"]["alpha"] == 0.8
+    assert settings["versions"]["slrla_jax"] == slrla_jax.__version__
+
+    picture = folder / "curves.png"
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert picture.stat().st_size < 300_000
+    assert matplotlib.image.imread(picture).std() > 0.05
+
+    table = (folder / "table.txt").read_text()
+    assert max(map(len, table.splitlines())) <= 80
+    assert "…" not in table
+    final = [100 * r["test_accuracy"] for r in records if r["optimizer"] == "slrla"][2::3]
+    assert f"{np.mean(final):.2f} ± {np.std(final, ddof=1):.2f}" in table
+    for line in table.splitlines():
+        assert line.strip() in done.stdout
+    assert done.stdout.rstrip().endswith(str(folder))
+
+
+def test_two_runs_are_the_same_in_two_folders(here):
+    for _ in range(2):
+        assert compare.main([*TINY, "--optimizers", "sgd,slrla"]) == 0
+    assert {folder.name for folder in (here / "runs").iterdir()} == {"digits-1", "digits-2"}
+    assert metrics(here / "runs/digits-1") == metrics(here / "runs/digits-2")
+
+
+def test_a_run_depends_on_its_own_seed_only(small):
+    alone = train(small, "slrla", seeds=[1])
+    among = train(small, "slrla", seeds=[0, 1])
+    assert alone == [record for record in among if record["seed"] == 1]
+    assert alone[-1]["train_loss"] != among[2]["train_loss"]
+
+
+def test_seeds_together_are_the_same_runs(small):
+    def resnet(*args, **kwargs):
+        return networks.ResNet(*args, **kwargs, widths=(4,))
+
+    def by_run(records):
+        return sorted(records, key=lambda record: (record["seed"], record["epoch"]))
+
+    one, together = (
+        by_run(train(small, "slrla", seeds=[3, 4], network=resnet, together=together))
+        for together in (False, True)
+    )
+    assert one[2]["train_loss"] < one[0]["train_loss"]
+    for a, b in zip(one, together, strict=True):
+        assert (a["seed"], a["epoch"], a["gradients"]) == (b["seed"], b["epoch"], b["gradients"])
+        np.testing.assert_allclose(a["train_loss"], b["train_loss"], rtol=1e-4)
+        np.testing.assert_allclose(a["test_loss"], b["test_loss"], rtol=1e-4)
+        # Of the 50 images, one on the border may fall on either side.
+        assert abs(a["test_accuracy"] - b["test_accuracy"]) <= 1.5 / 50
+        assert abs(a["fast_test_accuracy"] - b["fast_test_accuracy"]) <= 1.5 / 50
+
+
+def test_what_the_optimizers_have_in_common(small):
+    losses = {
+        (optimizer, alpha, beta): [
+            record["train_loss"]
+            for record in train(small, optimizer, seeds=[0], alpha=alpha, beta=beta)
+        ]
+        for optimizer, alpha, beta in [
+            ("sgd", 0.5, 0.1),
+            ("sla", 1.0, 0.1),
+            ("sla", 0.5, 0.1),
+            ("slrla", 0.5, 0.0),
+            ("slrla", 0.5, 0.1),
+        ]
+    }
+    # α = 1 and β = 0 take the step back and the regulariser away. A step back is seen
+    # from the start: the slow weights lag behind.
+    sla = losses["sla", 0.5, 0.1]
+    np.testing.assert_allclose(losses["sla", 1.0, 0.1][-1], losses["sgd", 0.5, 0.1][-1], rtol=1e-5)
+    np.testing.assert_allclose(losses["slrla", 0.5, 0.0], sla, rtol=1e-5)
+    assert sla[-1] > 1.01 * losses["sgd", 0.5, 0.1][-1]
+    assert losses["slrla", 0.5, 0.1][-1] > 1.001 * sla[-1]
+
+
+def test_the_split_of_the_digits_is_fixed():
+    first, second = digits(None), digits(None)
+    assert first.train_images.shape == (600, 8, 8, 1)
+    assert first.test_images.shape == (1197, 8, 8, 1)
+    np.testing.assert_array_equal(first.train_images, second.train_images)
+    np.testing.assert_array_equal(first.test_labels, second.test_labels)
+    shares = [
+        np.bincount(labels) / len(labels) for labels in (first.train_labels, first.test_labels)
+    ]
+    np.testing.assert_allclose(*shares, atol=0.002)
+
+
+def test_a_pass_over_the_data_shows_an_image_once():
+    stream = training.batches(0, examples=11, batch_size=3)
+    first, second = (np.concatenate([next(stream) for _ in range(3)]) for _ in range(2))
+    assert len(set(first)) == len(set(second)) == 9
+    assert list(first) != list(second)
+
+
+@pytest.mark.parametrize(
+    ("steps", "k", "fractions", "lengths"),
+    [
+        (270, 5, (0.3, 0.6, 0.8), (16, 16, 11, 11)),
+        (18, 5, (0.3, 0.6, 0.8), (1, 1, 1, 1)),
+        (21, 5, (0.5,), (2, 3)),
+        (7, 1, (0.5,), (4, 3)),
+    ],
+)
+def test_stages_are_whole_cycles(steps, k, fractions, lengths):
+    assert optimizers.outer_steps(steps, k, fractions) == lengths
+    recipe = optimizers.Recipe(lengths, 0.1, k, 0.8, 0.0)
+    assert steps <= recipe.steps < steps + k
+    assert sum(stage.length for stage in recipe.stages(0.8, 0.1)) == recipe.steps
+
+
+def test_too_many_stages():
+    with pytest.raises(ValueError, match="too few for 4 stages"):
+        optimizers.outer_steps(9, 5, (0.3, 0.6, 0.8))
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    with gzip.open(path, "wb") if path.suffix == ".gz" else path.open("wb") as file:
+        file.write(header + array.astype(np.uint8).tobytes())
+
+
+def make_idx_folder(folder, suffix):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, size in (("train", 40), ("t10k", 20)):
+        arrays[split] = rng.integers(0, 256, (size, 5, 6)), rng.integers(0, 10, size)
+        write_idx(folder / f"{split}-images-idx3-ubyte{suffix}", arrays[split][0])
+        write_idx(folder / f"{split}-labels-idx1-ubyte{suffix}", arrays[split][1])
+    return arrays
+
+
+@pytest.mark.parametrize("suffix", [".gz", ""])
+def test_idx_folders(here, suffix):
+    arrays = make_idx_folder(here, suffix)
+    dataset = idx_folder(here)
+    assert dataset.train_images.shape == (40, 5, 6, 1)
+    np.testing.assert_array_equal(dataset.test_labels, arrays["t10k"][1])
+    pixels = arrays["train"][0]
+    expected = (arrays["t10k"][0] - pixels.mean()) / pixels.std()
+    np.testing.assert_allclose(dataset.test_images[..., 0], expected, rtol=1e-5, atol=1e-6)
+
+    flags = ["--dataset", "fashion_mnist", "--data_path", str(here), "--batch_size", "8"]
+    assert compare.main([*flags, *TINY, "--optimizers", "sla", "--stages", "0.5"]) == 0
+    assert len(metrics(here / "runs/fashion_mnist-1")) == 2 * 3
+
+
+def damage(folder, kind):
+    images = folder / "train-images-idx3-ubyte.gz"
+    labels = folder / "train-labels-idx1-ubyte.gz"
+    if kind == "missing":
+        images.unlink()
+    elif kind == "truncated":
+        images.write_bytes(images.read_bytes()[:-200])
+    elif kind == "not gzip":
+        images.write_bytes(b"<html>404 Not Found</html>")
+    elif kind == "short":
+        with gzip.open(images, "rb") as file:
+            content = file.read()
+        with gzip.open(images, "wb") as file:
+            file.write(content[:-1])
+    elif kind == "swapped":
+        images.write_bytes(labels.read_bytes())
+    elif kind == "fewer labels":
+        write_idx(labels, np.zeros(39))
+    elif kind == "eleven classes":
+        write_idx(labels, np.full(40, 10))
+    elif kind == "empty":
+        write_idx(images, np.zeros((0, 5, 6)))
+        write_idx(labels, np.zeros(0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "neither train-images-idx3-ubyte.gz nor train-images-idx3-ubyte"),
+        ("truncated", "train-images-idx3-ubyte.gz cannot be read"),
+        ("not gzip", "train-images-idx3-ubyte.gz cannot be read"),
+        ("short", "should hold 1,200 bytes after its header, not 1,199"),
+        ("swapped", "is not an IDX file of bytes in 3 dimensions"),
+        ("fewer labels", "40 images but 39 labels"),
+        ("eleven classes", "labels from 0 to 9"),
+        ("empty", "labels from 0 to 9"),
+    ],
+)
+def test_damaged_idx_folders(here, capsys, kind, message):
+    make_idx_folder(here, ".gz")
+    damage(here, kind)
+    with pytest.raises(DataError, match=message):
+        idx_folder(here)
+    assert message in error_line(["--dataset", "mnist", "--data_path", str(here)], capsys)
+
+
+def test_an_absurd_idx_header(tmp_path):
+    path = tmp_path / "images"
+    path.write_bytes(bytes([0, 0, 8, 3]) + 12 * b"\xff")
+    with pytest.raises(DataError, match="should hold"):
+        read_idx(path, 3)
+
+
+def error_line(flags, capsys):
+    """The one line that is printed where flags are wrong."""
+    with pytest.raises(SystemExit) as exit_:
+        compare.main(flags)
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--alpha 1.5", "--alpha: must be more than 0 and at most 1, got '1.5'"),
+        ("--alpha nan", "--alpha: must be"),
+        ("--k 0", "--k: must be a whole number, at least 1, got '0'"),
+        ("--k 2.5", "--k: must be a whole number"),
+        ("--beta -1", "--beta: must be 0 or more"),
+        ("--beta inf", "--beta: must be 0 or more"),
+        ("--lr 0", "--lr: must be a positive number"),
+        ("--epochs 0", "--epochs: must be"),
+        ("--epochs many", "--epochs: must be"),
+        ("--seeds 0", "--seeds: must be"),
+        ("--optimizers foo", "--optimizers: must be different ones of sgd, sla, slrla"),
+        ("--optimizers sgd,sgd", "--optimizers: must be different ones"),
+        ("--stages 0.9,0.3", "--stages: must be growing numbers between 0 and 1"),
+        ("--stages 0.5,1", "--stages: must be growing"),
+        ("--stages nan", "--stages: must be growing"),
+        ("--stages half", "--stages: must be growing"),
+        ("--epochs 1", "--stages: 2 cycles of k = 5 steps: too few for 4 stages"),
+        ("--batch_size 601", "--batch_size: there are only 600 training images"),
+        ("--dataset nope", "--dataset: invalid choice"),
+        ("--network nope", "--network: invalid choice"),
+        ("--data_path /nowhere", "--data_path: the digits come with scikit-learn"),
+        ("--dataset fashion_mnist", "--data_path: mnist and fashion_mnist need the folder"),
+        ("--dataset mnist --data_path /nowhere", "--data_path: there is no folder /nowhere"),
+        ("--name ../elsewhere", "--name: must be the name of a folder"),
+    ],
+)
+def test_wrong_flags(here, capsys, flags, message):
+    assert message in error_line(flags.split(), capsys)
+    assert list(here.iterdir()) == []
+
+
+def test_a_folder_is_not_overwritten(here, capsys):
+    (here / "runs/mine").mkdir(parents=True)
+    line = error_line([*TINY, "--name", "mine"], capsys)
+    assert "--name: cannot make runs/mine: File exists" in line
+    assert list((here / "runs/mine").iterdir()) == []
+
+
+def test_help_names_every_flag(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        compare.main(["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for flag in vars(compare.make_parser().parse_args([])):
+        assert f"--{flag}" in text
+
+
+def test_divergence_is_one_line(here, capsys):
+    assert compare.main([*TINY, "--lr", "1e30"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "SGD diverged, from seed 0 in epoch" in captured.err
+
+
+def test_an_interrupt_keeps_what_there_is(here, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        yield from [
+            {"seed": 0, "epoch": 0, "gradients": 0, "train_loss": 2.3, "test_accuracy": 0.1}
+        ]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "train", interrupted)
+    assert compare.main(TINY) == 130
+    captured = capsys.readouterr()
+    assert captured.err == "compare.py: interrupted\n"
+    assert "runs/digits-1/metrics.jsonl" in captured.out
+    assert len(metrics(here / "runs/digits-1")) == 1

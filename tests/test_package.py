@@ -1,0 +1,39 @@
+"""What the package as a whole promises: its imports, its README, its public names."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import slrla_jax
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_imports_neither_flax_nor_examples():
+    code = "import sys, slrla_jax; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    examples = {path.stem for path in ROOT.glob("examples/*.py")}
+    assert not set(done.stdout.split()) & {"flax", "matplotlib", "rich", "sklearn", *examples}
+
+
+def test_every_public_name_is_documented_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    public = set(slrla_jax.__all__) - {"LookaheadState", "StagewiseProxState"}
+    assert {name for name in public if f"`{name}`" not in readme} == set()
+
+
+def test_python_in_the_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        subprocess.run([sys.executable, "-c", block], check=True)
+
+
+def test_every_public_function_has_its_docstring_whole():
+    for name in slrla_jax.__all__:
+        public = getattr(slrla_jax, name)
+        sections = ["Attributes:"] if isinstance(public, type) else ["Args:", "Returns:", "Raises:"]
+        if not isinstance(public, type):
+            sections.append("Example:")
+        assert [s for s in sections if s not in public.__doc__] == [], name

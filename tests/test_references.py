@@ -1,0 +1,632 @@
+"""Every transform against the paper's own loops, at every step.
+
+The loops are in `references`. In float64 the two must agree to rounding, for whatever
+settings are drawn; in float32 to the rounding of float32.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import references
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+import slrla_jax
+from slrla_jax import LookaheadState, Stage, StagewiseProxState, slow_params
+
+try:
+    from jax import enable_x64
+except ImportError:  # before JAX 0.8
+    from jax.experimental import enable_x64
+
+STEPS = 40
+ONE = np.ones(STEPS)
+TREE = {"b": (4,), "w": (2, 3)}
+SIZE = 10
+INITIAL, *NOISE = np.random.default_rng(0).normal(size=(1 + STEPS, SIZE))
+CURVATURE = np.linspace(0.4, 1.5, SIZE)
+NOISE = 0.5 * np.array(NOISE)
+
+# The gradient below is that of a strongly convex loss (nearly: of a monotone map), so
+# that rounding is not amplified along the path. In float32 a step rounds weights of
+# size 3 at most by some 2^-22 a few times over, 40 steps by less than 3e-5.
+TOLERANCE = {"float64": 1e-10, "float32": 3e-5}
+
+OPTIMIZERS = {
+    "sgd": (lambda lr: optax.sgd(lr), references.SGD),
+    "momentum": (lambda lr: optax.sgd(lr, 0.9), references.Momentum),
+    "adam": (lambda lr: optax.adam(lr), references.Adam),
+}
+INNER_STATES = ("keep", "reset", "pullback")
+
+every_inner_state = pytest.mark.parametrize("inner_state", INNER_STATES)
+every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
+
+
+def few(examples):
+    """The same examples in every run. They are small as drawn: no search for smaller ones."""
+    return settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+    )
+
+
+# The problem, for NumPy and for JAX
+
+
+def gradient(x, s, xp=np):
+    """A quadratic, a sine, a skew coupling of neighbours, and the noise of step s."""
+    curvature, noise = xp.asarray(CURVATURE, x.dtype), xp.asarray(NOISE, x.dtype)
+    return curvature * x + 0.3 * xp.sin(x) + 0.2 * xp.roll(x, 1) + noise[s]
+
+
+def flat(tree):
+    return jnp.concatenate([jnp.ravel(tree[name]) for name in sorted(TREE)])
+
+
+def tree(vector):
+    sizes = [int(np.prod(TREE[name])) for name in sorted(TREE)]
+    parts = jnp.split(vector, np.cumsum(sizes)[:-1])
+    return {name: jnp.reshape(x, TREE[name]) for name, x in zip(sorted(TREE), parts, strict=True)}
+
+
+def trained(tx, initial, slow=slow_params):
+    """Fast and slow weights after every step of a training loop, each of (STEPS, SIZE)."""
+
+    def step(carry, s):
+        params, state = carry
+        gradients = tree(gradient(flat(params), s, jnp))
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (flat(params), flat(slow(state, params)))
+
+    params = tree(initial)
+    return jax.lax.scan(step, (params, tx.init(params)), jnp.arange(STEPS))[1]
+
+
+def no_slow(state, params):
+    """For transforms without slow weights."""
+    del state
+    return params
+
+
+@functools.cache
+def compiled(make, *structure, slow=slow_params):
+    """`trained(make(*structure, **numbers))` as a compiled function of the numbers."""
+    return jax.jit(lambda initial, numbers: trained(make(*structure, **numbers), initial, slow))
+
+
+def train(make, *structure, dtype="float64", slow=slow_params, **numbers):
+    """Runs with the numbers traced, so that each structure is compiled once."""
+    with enable_x64(dtype == "float64"):
+        path = compiled(make, *structure, slow=slow)(INITIAL.astype(dtype), numbers)
+        return [np.asarray(x) for x in path]
+
+
+def train_static(tx, dtype="float64", slow=slow_params):
+    """Runs a transform whose numbers are part of the program."""
+    with enable_x64(dtype == "float64"):
+        path = jax.jit(lambda initial: trained(tx, initial, slow))(INITIAL.astype(dtype))
+        return [np.asarray(x) for x in path]
+
+
+def expect(path, algorithm, dtype="float64", **arguments):
+    """Raises unless the path is the reference's."""
+    want = references.trace(
+        STEPS, lambda path: algorithm(path, gradient=gradient, **{"theta": INITIAL, **arguments})
+    )
+    for name, have, wanted in zip(("fast", "slow"), path, want, strict=True):
+        assert have.dtype == dtype
+        np.testing.assert_allclose(
+            have, wanted, rtol=0, atol=TOLERANCE[dtype], err_msg=f"{name} weights"
+        )
+
+
+# Settings to draw
+
+
+def tables(values):
+    """A value for every step: constant, or one that changes now and then."""
+    return st.builds(
+        lambda pieces, width: np.resize(np.repeat(pieces, width), STEPS),
+        st.lists(values, min_size=1, max_size=4),
+        st.integers(1, 12),
+    )
+
+
+def looked_up(table):
+    """The schedule of a table, for JAX and for NumPy."""
+    return lambda s: table[s]
+
+
+def always(value):
+    return lambda s: value
+
+
+learning_rates = st.floats(0.01, 0.3)
+step_sizes = st.one_of(st.floats(0.05, 1.0), st.sampled_from([0.5, 1.0]))
+betas = st.one_of(st.floats(0.0, 1.0), st.just(0.0))
+
+
+# Algorithm 1 and Algorithm 2
+
+
+def lookahead_by_tables(optimizer, inner_state, lr, k, alpha):
+    inner = OPTIMIZERS[optimizer][0](looked_up(lr))
+    return slrla_jax.lookahead(inner, looked_up(k), looked_up(alpha), inner_state=inner_state)
+
+
+def lookahead_by_numbers(optimizer, inner_state, lr, k, alpha):
+    return slrla_jax.lookahead(OPTIMIZERS[optimizer][0](lr), k, alpha, inner_state=inner_state)
+
+
+@every_optimizer
+@few(5)
+@given(lr=tables(learning_rates), k=st.integers(1, 7))
+def test_alpha_of_one_is_algorithm_1(optimizer, lr, k):
+    fast, _ = train(lookahead_by_tables, optimizer, "keep", lr=lr, k=np.repeat(k, STEPS), alpha=ONE)
+    want, _ = references.trace(
+        STEPS,
+        lambda path: references.sgd(
+            path, gradient, looked_up(lr), INITIAL, OPTIMIZERS[optimizer][1]()
+        ),
+    )
+    np.testing.assert_allclose(fast, want, rtol=0, atol=TOLERANCE["float64"])
+
+
+@every_inner_state
+@every_optimizer
+@few(15)
+@given(lr=tables(learning_rates), k=tables(st.integers(1, 7)), alpha=tables(step_sizes))
+def test_lookahead_with_schedules(optimizer, inner_state, lr, k, alpha):
+    expect(
+        train(lookahead_by_tables, optimizer, inner_state, lr=lr, k=k, alpha=alpha),
+        references.lookahead,
+        eta=looked_up(lr),
+        k=looked_up(k),
+        alpha=looked_up(alpha),
+        A=OPTIMIZERS[optimizer][1](),
+        inner_state=inner_state,
+    )
+
+
+@every_optimizer
+@few(10)
+@given(
+    inner_state=st.sampled_from(INNER_STATES),
+    lr=learning_rates,
+    k=st.integers(1, 7),
+    alpha=step_sizes,
+)
+def test_lookahead_in_float32(optimizer, inner_state, lr, k, alpha):
+    expect(
+        train(
+            lookahead_by_numbers, optimizer, inner_state, dtype="float32", lr=lr, k=k, alpha=alpha
+        ),
+        references.lookahead,
+        dtype="float32",
+        eta=always(lr),
+        k=always(k),
+        alpha=always(alpha),
+        A=OPTIMIZERS[optimizer][1](),
+        inner_state=inner_state,
+    )
+
+
+@few(5)
+@given(
+    optimizer=st.sampled_from(sorted(OPTIMIZERS)),
+    inner_state=st.sampled_from(INNER_STATES),
+    lr=learning_rates,
+    k=st.integers(1, 7),
+    alpha=step_sizes,
+)
+def test_lookahead_with_plain_numbers(optimizer, inner_state, lr, k, alpha):
+    expect(
+        train_static(lookahead_by_numbers(optimizer, inner_state, lr, k, alpha)),
+        references.lookahead,
+        eta=always(lr),
+        k=always(k),
+        alpha=always(alpha),
+        A=OPTIMIZERS[optimizer][1](),
+        inner_state=inner_state,
+    )
+
+
+# Multilayer Lookahead
+
+
+def multilayer(optimizer, inner_state, lr, ks, alphas):
+    return slrla_jax.multilayer_lookahead(
+        OPTIMIZERS[optimizer][0](looked_up(lr)),
+        [looked_up(k) for k in ks],
+        [looked_up(alpha) for alpha in alphas],
+        inner_state=inner_state,
+    )
+
+
+@every_inner_state
+@pytest.mark.parametrize(
+    ("optimizer", "depth"), [("sgd", 1), ("adam", 2), ("momentum", 2), ("momentum", 3)]
+)
+@few(12)
+@given(data=st.data())
+def test_multilayer_with_schedules(optimizer, depth, inner_state, data):
+    lr = data.draw(tables(learning_rates))
+    ks = [data.draw(tables(st.integers(1, 4 if depth < 3 else 3))) for _ in range(depth)]
+    alphas = [data.draw(tables(step_sizes)) for _ in range(depth)]
+    expect(
+        train(multilayer, optimizer, inner_state, lr=lr, ks=ks, alphas=alphas),
+        references.multilayer_lookahead,
+        eta=looked_up(lr),
+        ks=[looked_up(k) for k in ks],
+        alphas=[looked_up(alpha) for alpha in alphas],
+        A=OPTIMIZERS[optimizer][1](),
+        inner_state=inner_state,
+    )
+
+
+@few(6)
+@given(
+    optimizer=st.sampled_from(sorted(OPTIMIZERS)),
+    inner_state=st.sampled_from(INNER_STATES),
+    lr=learning_rates,
+    layers=st.lists(st.tuples(st.integers(1, 4), step_sizes), min_size=1, max_size=3),
+    dtype=st.sampled_from(sorted(TOLERANCE)),
+)
+def test_multilayer_with_plain_numbers(optimizer, inner_state, lr, layers, dtype):
+    ks, alphas = zip(*layers, strict=True)
+    tx = slrla_jax.multilayer_lookahead(
+        OPTIMIZERS[optimizer][0](lr), ks, alphas, inner_state=inner_state
+    )
+    expect(
+        train_static(tx, dtype),
+        references.multilayer_lookahead,
+        dtype=dtype,
+        eta=always(lr),
+        ks=[always(k) for k in ks],
+        alphas=[always(alpha) for alpha in alphas],
+        A=OPTIMIZERS[optimizer][1](),
+        inner_state=inner_state,
+    )
+
+
+def nested_by_hand(optimizer, inner_state, lr, ks, alphas):
+    tx, period = OPTIMIZERS[optimizer][0](looked_up(lr)), 1
+    for k, alpha in zip(ks, alphas, strict=True):
+        period = period * k
+        tx = slrla_jax.lookahead(tx, period, alpha, inner_state=inner_state)
+    return tx
+
+
+def multilayer_by_numbers(optimizer, inner_state, lr, ks, alphas):
+    return slrla_jax.multilayer_lookahead(
+        OPTIMIZERS[optimizer][0](looked_up(lr)), ks, alphas, inner_state=inner_state
+    )
+
+
+@every_inner_state
+@pytest.mark.parametrize(("optimizer", "depth"), [("momentum", 2), ("adam", 3)])
+@few(8)
+@given(data=st.data())
+def test_multilayer_is_lookahead_nested_by_hand(optimizer, depth, inner_state, data):
+    numbers = {
+        "lr": data.draw(tables(learning_rates)),
+        "ks": [data.draw(st.integers(1, 4)) for _ in range(depth)],
+        "alphas": [data.draw(step_sizes) for _ in range(depth)],
+    }
+    chex.assert_trees_all_equal(
+        train(multilayer_by_numbers, optimizer, inner_state, dtype="float32", **numbers),
+        train(nested_by_hand, optimizer, inner_state, dtype="float32", **numbers),
+    )
+
+
+# The local regulariser alone
+
+
+def prox_by_schedule(position, optimizer, lr, beta, length):
+    return prox_at(position, optimizer, looked_up(lr), looked_up(beta), length)
+
+
+def prox_by_stages(position, optimizer, lr, beta, lengths):
+    return prox_at(position, optimizer, looked_up(lr), list(beta), list(lengths))
+
+
+def prox_at(position, optimizer, lr, beta, length):
+    """`stagewise_prox` before the direction of an optimizer, or between it and −η."""
+    direction = {
+        "sgd": optax.identity(),
+        "momentum": optax.trace(0.9),
+        "adam": optax.scale_by_adam(),
+    }[optimizer]
+    prox = slrla_jax.stagewise_prox(beta, length)
+    links = (prox, direction) if position == "coupled" else (direction, prox)
+    return optax.chain(*links, optax.scale_by_learning_rate(lr))
+
+
+every_position = pytest.mark.parametrize("position", ["coupled", "decoupled"])
+
+
+def expect_prox(path, position, optimizer, **arguments):
+    expect(
+        path,
+        lambda *args, theta, **kwargs: references.stagewise_prox(*args, v=theta, **kwargs),
+        A=OPTIMIZERS[optimizer][1](),
+        decoupled=position == "decoupled",
+        **arguments,
+    )
+
+
+@every_position
+@every_optimizer
+@few(8)
+@given(lr=tables(learning_rates), beta=tables(betas), length=st.integers(1, 11))
+def test_prox_with_a_period_and_a_schedule(position, optimizer, lr, beta, length):
+    expect_prox(
+        train(prox_by_schedule, position, optimizer, slow=no_slow, lr=lr, beta=beta, length=length),
+        position,
+        optimizer,
+        eta=looked_up(lr),
+        beta=looked_up(beta),
+        lengths=[length] * STEPS,
+    )
+
+
+@every_position
+@every_optimizer
+@few(8)
+@given(
+    lr=tables(learning_rates),
+    stages=st.lists(st.tuples(betas, st.integers(1, 15)), min_size=3, max_size=3),
+)
+def test_prox_with_stages(position, optimizer, lr, stages):
+    beta, lengths = zip(*stages, strict=True)
+    expect_prox(
+        train(prox_by_stages, position, optimizer, slow=no_slow, lr=lr, beta=beta, lengths=lengths),
+        position,
+        optimizer,
+        eta=looked_up(lr),
+        beta=looked_up(np.repeat([*beta, beta[-1]], [*lengths, STEPS])),
+        lengths=lengths,
+    )
+
+
+@every_position
+@pytest.mark.parametrize(
+    ("beta", "length", "beta_table", "lengths"),
+    [
+        (0.7, 6, [0.7] * STEPS, [6] * STEPS),
+        (0.7, [6, 9, 2], [0.7] * STEPS, [6, 9, 2]),
+        ([0.7], [3], [0.7] * STEPS, [3]),
+        ([0.7, 0.0, 0.3], 9, [0.7] * 9 + [0.0] * 9 + [0.3] * 22, [9, 9, 9]),
+        ([0.7, 0.0, 0.3], (5, 1, 9), [0.7] * 5 + [0.0] + [0.3] * 34, [5, 1, 9]),
+        (lambda s: 0.02 * s, [5, 12], [0.02 * s for s in range(STEPS)], [5, 12]),
+        (np.array([0.7, 0.3]), np.array([5, 12]), [0.7] * 5 + [0.3] * 35, [5, 12]),
+    ],
+)
+def test_prox_with_plain_numbers(position, beta, length, beta_table, lengths):
+    expect_prox(
+        train_static(prox_at(position, "adam", 0.1, beta, length), slow=no_slow),
+        position,
+        "adam",
+        eta=always(0.1),
+        beta=looked_up(beta_table),
+        lengths=lengths,
+    )
+
+
+# Algorithm 3
+
+
+def our_stage(T, k, eta, alpha, beta):
+    learning_rate = eta if np.ndim(eta) == 0 else looked_up(jnp.asarray(eta))
+    return Stage(T, learning_rate, beta=beta, sync_period=k, slow_step_size=alpha)
+
+
+def reference_stage(T, k, eta, alpha, beta):
+    rate = always(eta) if np.ndim(eta) == 0 else looked_up(eta)
+    return references.Stage(T, rate, beta, k, alpha)
+
+
+def slrla(lengths, optimizer, inner_state, decoupled, stages):
+    return slrla_jax.slrla(
+        OPTIMIZERS[optimizer][0],
+        [our_stage(*length, **stage) for length, stage in zip(lengths, stages, strict=True)],
+        inner_state=inner_state,
+        decoupled=decoupled,
+    )
+
+
+def expect_slrla(path, lengths, optimizer, inner_state, decoupled, stages, dtype="float64"):
+    expect(
+        path,
+        references.slrla,
+        dtype=dtype,
+        stages=[
+            reference_stage(*length, **stage) for length, stage in zip(lengths, stages, strict=True)
+        ],
+        A=OPTIMIZERS[optimizer][1](),
+        inner_state=inner_state,
+        decoupled=decoupled,
+    )
+
+
+# T and k of each stage, and what else a stage has.
+lengths = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=3)
+numbers_of_stage = st.fixed_dictionaries(
+    {
+        "eta": st.one_of(learning_rates, tables(learning_rates)),
+        "alpha": step_sizes,
+        "beta": betas,
+    }
+)
+schedules_of_stage = st.fixed_dictionaries(
+    {"eta": tables(learning_rates), "alpha": step_sizes, "beta": betas}
+)
+
+
+@every_inner_state
+@every_optimizer
+@pytest.mark.parametrize("decoupled", [False, True])
+@few(6)
+@given(stages=st.lists(schedules_of_stage, min_size=3, max_size=3))
+def test_slrla_with_traced_numbers(decoupled, optimizer, inner_state, stages):
+    structure = (((3, 4), (2, 3), (4, 2)), optimizer, inner_state, decoupled)
+    expect_slrla(train(slrla, *structure, stages=stages), *structure, stages)
+
+
+@few(6)
+@given(
+    optimizer=st.sampled_from(sorted(OPTIMIZERS)),
+    inner_state=st.sampled_from(INNER_STATES),
+    decoupled=st.booleans(),
+    lengths=lengths,
+    data=st.data(),
+)
+def test_slrla_with_plain_numbers(optimizer, inner_state, decoupled, lengths, data):
+    stages = [data.draw(numbers_of_stage) for _ in lengths]
+    structure = (lengths, optimizer, inner_state, decoupled, stages)
+    with enable_x64(True):
+        tx = slrla(*structure)
+    expect_slrla(train_static(tx), *structure)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "inner_state", "decoupled"),
+    [("sgd", "keep", True), ("momentum", "pullback", False), ("adam", "reset", True)],
+)
+def test_slrla_in_float32(optimizer, inner_state, decoupled):
+    stages = [
+        {"eta": 0.1, "alpha": 0.8, "beta": 0.5},
+        {"eta": 0.2 * 0.9 ** np.arange(STEPS), "alpha": 0.5, "beta": 0.0},
+        {"eta": 0.05, "alpha": 0.3, "beta": 1.0},
+    ]
+    structure = (((3, 4), (2, 3), (4, 2)), optimizer, inner_state, decoupled, stages)
+    expect_slrla(train_static(slrla(*structure), "float32"), *structure, "float32")
+
+
+def test_the_last_stage_of_slrla_keeps_its_settings():
+    """That it ends after 6 steps or after 600 makes no difference to 40 steps."""
+
+    def tx(outer_steps):
+        last = Stage(outer_steps, 0.05, beta=0.6, sync_period=3, slow_step_size=0.5)
+        return slrla_jax.slrla(optax.adam, [Stage(2, 0.1, beta=0.3), last], inner_state="reset")
+
+    chex.assert_trees_all_equal(train_static(tx(2), "float32"), train_static(tx(200), "float32"))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "inner_state"), [("sgd", "keep"), ("momentum", "pullback"), ("adam", "reset")]
+)
+def test_one_stage_without_regulariser_is_lookahead(optimizer, inner_state):
+    make = OPTIMIZERS[optimizer][0]
+    stage = Stage(3, optax.exponential_decay(0.1, 5, 0.8), sync_period=4, slow_step_size=0.6)
+    chex.assert_trees_all_equal(
+        train_static(slrla_jax.slrla(make, [stage], inner_state=inner_state), "float32"),
+        train_static(
+            slrla_jax.lookahead(make(stage.learning_rate), 4, 0.6, inner_state=inner_state),
+            "float32",
+        ),
+    )
+
+
+# The released form
+
+
+def released(periods, inner_state, eta, beta, alpha, momentum, weight_decay, **traced):
+    """`slrla_sgd`; its S and k plain numbers, or (without `periods`) traced as well."""
+    S, k = periods or (traced["S"], traced["k"])
+    return slrla_jax.slrla_sgd(
+        looked_up(eta),
+        looked_up(beta),
+        S,
+        k,
+        looked_up(alpha),
+        momentum,
+        weight_decay,
+        inner_state=inner_state,
+    )
+
+
+def expect_released(path, periods, inner_state, eta, beta, alpha, momentum, weight_decay):
+    S, k = periods
+    expect(
+        path,
+        references.released_slrla,
+        eta=looked_up(eta),
+        beta=looked_up(beta),
+        S=S,
+        k=k,
+        alpha=looked_up(alpha),
+        A=references.Momentum(momentum) if momentum else references.SGD(),
+        weight_decay=weight_decay,
+        inner_state=inner_state,
+    )
+
+
+numbers_of_released = st.fixed_dictionaries(
+    {
+        "eta": tables(learning_rates),
+        "beta": tables(betas),
+        "alpha": tables(step_sizes),
+        "momentum": st.sampled_from([0.0, 0.5, 0.9]),
+        "weight_decay": st.sampled_from([0.0, 0.01, 0.1]),
+    }
+)
+
+
+@every_inner_state
+@few(20)
+@given(k=st.sampled_from([1, 4]), numbers=numbers_of_released)
+def test_released_form_anchored_to_the_slow_weights(inner_state, k, numbers):
+    structure = ((k, k), inner_state)
+    expect_released(train(released, *structure, **numbers), *structure, **numbers)
+
+
+@every_inner_state
+@few(20)
+@given(S=st.integers(1, 9), k=st.integers(1, 9), numbers=numbers_of_released)
+def test_released_form_with_an_anchor_of_its_own(inner_state, S, k, numbers):
+    expect_released(
+        train(released, None, inner_state, S=S, k=k, **numbers), (S, k), inner_state, **numbers
+    )
+
+
+@pytest.mark.parametrize(
+    ("S", "k", "momentum", "weight_decay"),
+    [(5, 5, 0.9, 0.05), (5, 5, None, 0.0), (10, 5, 0.9, 0.05), (3, 7, 0, 0.05), (4, 1, 0.9, 0.0)],
+)
+def test_released_form_with_plain_numbers(S, k, momentum, weight_decay):
+    tx = slrla_jax.slrla_sgd(0.1, 0.4, S, k, 0.7, momentum, weight_decay)
+    expect_released(
+        train_static(tx),
+        (S, k),
+        "keep",
+        eta=[0.1] * STEPS,
+        beta=[0.4] * STEPS,
+        alpha=[0.7] * STEPS,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
+
+
+def test_released_form_with_one_copy_is_the_chain_with_two():
+    lr, beta = optax.exponential_decay(0.1, 5, 0.8), optax.linear_schedule(0.0, 1.0, STEPS)
+    one = slrla_jax.slrla_sgd(lr, beta, 5, 5, 0.7, inner_state="pullback")
+    two = optax.chain(
+        slrla_jax.stagewise_prox(beta, 5),
+        slrla_jax.lookahead(optax.sgd(lr, 0.9), 5, 0.7, inner_state="pullback"),
+    )
+    for have, want in zip(train_static(one), train_static(two), strict=True):
+        np.testing.assert_allclose(have, want, rtol=0, atol=1e-13)
+
+    assert isinstance(one.init(tree(jnp.ones(SIZE))), LookaheadState)
+    assert isinstance(two.init(tree(jnp.ones(SIZE)))[0], StagewiseProxState)
