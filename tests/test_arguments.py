@@ -256,8 +256,8 @@ def test_update_needs_the_params(tx):
 # What is taken.
 
 
-def path(tx, steps=7):
-    """The params after each step down a slope of 1, from 0, in one compiled program."""
+def scanned(tx, steps=7):
+    """The params after each step down a slope of 1, from 0."""
 
     def step(carry, _):
         params, state = carry
@@ -266,7 +266,11 @@ def path(tx, steps=7):
         return (params, state), params
 
     params = jnp.array(0.0)
-    return quick_jit(lambda: jax.lax.scan(step, (params, tx.init(params)), length=steps)[1])()
+    return jax.lax.scan(step, (params, tx.init(params)), length=steps)[1]
+
+
+def path(tx):
+    return quick_jit(lambda: scanned(tx))()
 
 
 THREES = [3, 3.0, np.int64(3), np.float32(3.0), np.array(3), jnp.array(3), jnp.array(3.0)]
@@ -323,16 +327,16 @@ def test_lists_taken_as_arrays():
 
 
 def test_a_traced_value_is_not_looked_at():
-    @jax.jit
+    @quick_jit
     def traced(k, alpha, beta, length):
         stage = Stage(1, 1.0, beta, length, alpha)
         return (
-            path(lookahead(INNER, k, alpha)),
-            path(multilayer_lookahead(INNER, (1, k), (1.0, alpha))),
-            path(optax.chain(stagewise_prox(beta, length), INNER)),
-            path(optax.chain(stagewise_prox(beta, [length, length, 1]), INNER)),
-            path(slrla_sgd(1.0, beta, length, 100, momentum=None)),
-            path(slrla(optax.sgd, [stage, stage, stage])),
+            scanned(lookahead(INNER, k, alpha)),
+            scanned(multilayer_lookahead(INNER, (1, k), (1.0, alpha))),
+            scanned(optax.chain(stagewise_prox(beta, length), INNER)),
+            scanned(optax.chain(stagewise_prox(beta, [length, length, 1]), INNER)),
+            scanned(slrla_sgd(1.0, beta, length, 100, momentum=None)),
+            scanned(slrla(optax.sgd, [stage, stage, stage])),
         )
 
     looked, layered, *pulled, staged = traced(3, 0.5, 0.5, 3)

@@ -373,6 +373,7 @@ def test_inner_optimizers_that_need_extra_arguments(row, inner, extra):
 @rows_with_inner
 def test_extra_arguments_speak_of_what_the_inner_optimizer_minimises(row):
     heard = []
+    value_of, grads_of = quick_jit(loss), quick_jit(loss_gradients)
 
     def listening(inner):
         def update(updates, state, params, **extra):
@@ -385,7 +386,7 @@ def test_extra_arguments_speak_of_what_the_inner_optimizer_minimises(row):
     tx = row.build(listening)
     state, path = tx.init(params), []
     for i in range(STEPS):
-        extra = {"value": loss(params), "grad_fn": loss_gradients, "unheard_of": "x"}
+        extra = {"value": value_of(params), "grad_fn": grads_of, "unheard_of": "x"}
         updates, state = tx.update(gradients(params, i), state, params, **extra)
         path.append(params)
         params = optax.apply_updates(params, updates)
@@ -400,12 +401,12 @@ def test_extra_arguments_speak_of_what_the_inner_optimizer_minimises(row):
         beta = row.stages[stage].beta if row.stages else 0.0
         anchor = path[ends[stage - 1] if stage > 0 else 0]
         away = jax.tree.map(lambda v, a: v - a, params, anchor)
-        value = loss(params) + beta / 2 * sum(jnp.sum(d**2) for d in jax.tree.leaves(away))
+        value = value_of(params) + beta / 2 * sum(jnp.sum(d**2) for d in jax.tree.leaves(away))
         assert_close(extra["value"], value)
 
         there = jax.tree.map(lambda p: p + 0.1, params)
         expected = jax.tree.map(
-            lambda g, v, a, beta=beta: g + beta * (v - a), loss_gradients(there, 0), there, anchor
+            lambda g, v, a, beta=beta: g + beta * (v - a), grads_of(there, 0), there, anchor
         )
         assert_close(extra["grad_fn"](there, 0), expected, rtol=1e-4)
 
@@ -579,24 +580,21 @@ def test_bfloat16_params(row):
 # Integers, flags and random keys in the inner optimizer's state.
 
 
-def key_data(state: Any) -> jax.Array:
-    """The random keys of a state, as numbers."""
-    (key,) = [
-        leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    ]
-    return jax.random.key_data(key)
-
-
 @rows_with_inner
-def test_noise_never_repeats(row):
+def test_noise_never_repeats_and_goes_on_fading(row):
     noise = optax.add_noise(0.1, 0.5, jax.random.key(7))
 
-    def keys(tx):
-        return by_hand(row, tx, device_params(), observe=lambda state, params: key_data(state)).slow
+    def seen(tx):
+        def observe(state, params):
+            _, state = optax.tree.get_all_with_path(state, "AddNoiseState")[0]
+            return jax.random.key_data(state.rng_key), state.count
 
-    seen = keys(row.build(lambda inner: optax.chain(noise, inner)))
-    np.testing.assert_array_equal(seen, keys(noise))
-    assert len(np.unique(seen, axis=0)) == STEPS
+        return by_hand(row, tx, device_params(), observe=observe).slow
+
+    keys, counts = seen(row.build(lambda inner: optax.chain(noise, inner)))
+    np.testing.assert_array_equal(keys, seen(optax.chain(noise))[0])
+    assert len(np.unique(keys, axis=0)) == STEPS
+    np.testing.assert_array_equal(counts, np.arange(1, STEPS + 1))
 
 
 @rows_with_inner
@@ -745,6 +743,23 @@ def test_params_and_state_can_both_be_donated(row, jitted):
         assert all(leaf.is_deleted() for leaf in given)
         assert_close(params, after(plain(row).params, i))
     assert_close(evaluated(row)(state, params), after(plain(row).slow, -1))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_params_that_are_always_the_slow_weights_can_be_donated(alpha):
+    tx = lookahead(sgd(), 1, alpha)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, i):
+        updates, state = tx.update(gradients(params, i), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = device_params()
+    state = tx.init(params)
+    for i in range(STEPS):
+        params, state = step(params, state, i)
+        assert_close(state.slow_params, params, rtol=0, atol=0)
+    assert_close(params, after(run(tx).params, -1))
 
 
 @every_row

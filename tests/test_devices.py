@@ -115,7 +115,9 @@ def test_the_steps_cover_several_syncs(name):
 # One global batch over replicated params.
 
 
-@every_transform
+@pytest.mark.parametrize(
+    "name", ["lookahead", "multilayer_lookahead", "slrla", "slrla_sgd-shared", "slrla_sgd-own"]
+)
 def test_pmap(name):
     tx = TRANSFORMS[name]()
 

@@ -434,6 +434,23 @@ def test_slrla_written_out():
     assert fast[7] == -2.359375 - 0.5 * (1 - (2.359375 - 1.75))
 
 
+def test_half_precision_is_rounded_once():
+    """Interpolation and pull are computed in float32; eagerly, as a program may do so anyway."""
+    half = functools.partial(jnp.asarray, dtype="bfloat16")
+    params = half(1.0)  # the next bfloat16 is 1 + 2⁻⁷
+    tx = slrla_jax.lookahead(descent(), 1, 0.75)
+    updates, state = tx.update(half(-0.005), tx.init(params), params)
+    # 1 + ¾ · 0.005 rounds to 1, and 1 + ¾ · 2⁻⁷ would not.
+    assert updates == 0
+    assert state.slow_params == 1
+
+    tx = slrla_jax.stagewise_prox(0.75, 5)
+    state, params = tx.init(half(0.0)), half(171 * 2**-15)
+    updates, _ = tx.update(half(1.0), state._replace(count=jnp.asarray(1)), params)
+    # ¾ of this is above 2⁻⁸, so the sum rounds up; rounded before, it would be 2⁻⁸ itself.
+    assert updates == 1 + 2**-7
+
+
 # Schedules of the period and of the slow step size
 
 

@@ -459,7 +459,9 @@ def expect_slrla(path, lengths, optimizer, inner_state, decoupled, stages, dtype
     )
 
 
-# T and k of each stage, and what else a stage has.
+# T and k of each stage, and what else a stage has. With k = 1 a stage shows its α and β
+# in its first step already, or its second.
+SHORT_STAGES = ((3, 4), (4, 1), (3, 3))
 lengths = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=3)
 numbers_of_stage = st.fixed_dictionaries(
     {
@@ -479,7 +481,7 @@ schedules_of_stage = st.fixed_dictionaries(
 @few(6)
 @given(stages=st.lists(schedules_of_stage, min_size=3, max_size=3))
 def test_slrla_with_traced_numbers(decoupled, optimizer, inner_state, stages):
-    structure = (((3, 4), (2, 3), (4, 2)), optimizer, inner_state, decoupled)
+    structure = (SHORT_STAGES, optimizer, inner_state, decoupled)
     expect_slrla(train(slrla, *structure, stages=stages), *structure, stages)
 
 
@@ -509,7 +511,7 @@ def test_slrla_in_float32(optimizer, inner_state, decoupled):
         {"eta": 0.2 * 0.9 ** np.arange(STEPS), "alpha": 0.5, "beta": 0.0},
         {"eta": 0.05, "alpha": 0.3, "beta": 1.0},
     ]
-    structure = (((3, 4), (2, 3), (4, 2)), optimizer, inner_state, decoupled, stages)
+    structure = (SHORT_STAGES, optimizer, inner_state, decoupled, stages)
     expect_slrla(train_static(slrla(*structure), "float32"), *structure, "float32")
 
 

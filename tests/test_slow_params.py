@@ -274,8 +274,10 @@ class Box:
         jnp.ones(2),
         {},
     ],
-    ids=["dict", "tuple and list", "FrozenDict", "NamedTuple", "dict of values", "dataclass"]
-    + ["mixed", "leaf", "empty"],
+    ids=[
+        *("dict", "tuple and list", "FrozenDict", "NamedTuple", "dict of values", "dataclass"),
+        *("mixed", "leaf", "empty"),
+    ],
 )
 def test_in_the_containers_of_the_params(params):
     tx = lookahead(INNER)
