@@ -92,7 +92,7 @@ def main() -> None:
 
 def compile_all(target: str, small: bool) -> dict[str, Any]:
     """What the target's compiler says of every contender's update."""
-    shapes = resnet34((1, 1), 8, 10) if small else resnet34()
+    shapes = resnet34((1,), 8, 10) if small else resnet34()
     sharding = jax.sharding.SingleDeviceSharding(device_of(target))
     params = {
         name: jax.ShapeDtypeStruct(shape, "float32", sharding=sharding)

@@ -144,17 +144,22 @@ def program_facts(compiled: Any) -> dict[str, Any]:
     Returns:
       In bytes, `temporaries`, `accessed` (by all instructions; None where the
       backend does not say) and `least` (arguments and results, each once); the number
-      of `fusions` and of `copies` that make arrays, scalars not counted.
+      of `fusions` and of `copies` that make arrays. Scalars are not counted, nor are
+      transfers to and from the nearer memory of a TPU (marked S(1)).
     """
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     made = re.findall(r"= (\(.*?\)|\S+) (fusion|copy|copy-start)\(", compiled.as_text())
-    arrays = [kind for result, kind in made if re.search(r"\[\d", result)]
+    kinds = [
+        kind
+        for result, kind in made
+        if re.search(r"\[\d", result) and (kind == "fusion" or "S(1)" not in result)
+    ]
     return {
         "temporaries": memory.temp_size_in_bytes,
         "accessed": cost.get("bytes accessed") if cost else None,
         "least": memory.argument_size_in_bytes + memory.output_size_in_bytes,
-        "fusions": arrays.count("fusion"),
-        "copies": len(arrays) - arrays.count("fusion"),
+        "fusions": kinds.count("fusion"),
+        "copies": len(kinds) - kinds.count("fusion"),
     }
 
 

@@ -23,6 +23,11 @@ INNER = optax.sgd(1.0)
 INF, NAN = float("inf"), float("nan")
 
 
+def name_of(value):
+    """The same in every process, unlike the repr of a function."""
+    return getattr(value, "__name__", repr(value))
+
+
 def a_schedule(count):
     return 0.5
 
@@ -73,7 +78,7 @@ def test_beta(value):
     rejects(lambda: Stage(5, 0.1, beta=value), "`beta`", f"got {value!r}")
 
 
-@pytest.mark.parametrize("value", NOT_LENGTHS, ids=repr)
+@pytest.mark.parametrize("value", NOT_LENGTHS, ids=name_of)
 def test_lengths(value):
     rejects(lambda: stagewise_prox(0.1, value), "`stage_length`", f"{value!r}")
     rejects(lambda: stagewise_prox(0.1, [5, value]), "`stage_length[1]`", f"{value!r}")
@@ -275,7 +280,7 @@ def path(tx):
 
 THREES = [3, 3.0, np.int64(3), np.float32(3.0), np.array(3), jnp.array(3), jnp.array(3.0)]
 HALVES = [0.5, np.float32(0.5), np.array(0.5), jnp.array(0.5), a_schedule]
-ids = {"ids": lambda value: f"{type(value).__name__}-{value!r}"}
+ids = {"ids": lambda value: f"{type(value).__name__}-{name_of(value)}"}
 
 
 @pytest.mark.parametrize("three", [*THREES, lambda count: 3, lambda count: jnp.array(3)], **ids)

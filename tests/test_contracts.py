@@ -577,6 +577,25 @@ def test_bfloat16_params(row):
     assert_close(narrow.slow, expected, rtol=0.05, atol=0.05)
 
 
+def test_integer_params_are_left_to_the_inner_optimizer():
+    # They go as they are told, by 1 and by 2; between integers there is nothing to take.
+    grads = {"int": jnp.array([1, 2]), "float": jnp.array(-1.0)}
+    params = {"int": jnp.array([0, 10]), "float": jnp.array(0.0)}
+    told = np.array([0, 10]) + np.arange(1, 7)[:, None] * [1, 2]
+    at_syncs = [[0, 10], [0, 10], told[2], told[2], told[2], told[5]]
+    inner = optax.GradientTransformation(optax.init_empty_state, lambda g, state, p: (g, state))
+    for tx in (
+        lookahead(inner, 3, 0.5),
+        lookahead(inner, 3, 0.5, inner_state="reset", slow_dtype="float32"),
+        multilayer_lookahead(inner, (1, 3), (1.0, 0.5)),
+        optax.chain(stagewise_prox(0.25, 3), lookahead(inner, 3, 0.5)),
+    ):
+        moved = run(tx, params, steps=6, grads=lambda params, i: grads)
+        assert moved.params["int"].dtype == moved.slow["int"].dtype == jnp.int32
+        np.testing.assert_array_equal(moved.params["int"], told)
+        np.testing.assert_array_equal(moved.slow["int"], at_syncs)
+
+
 # Integers, flags and random keys in the inner optimizer's state.
 
 

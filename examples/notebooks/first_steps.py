@@ -457,7 +457,7 @@ params = init_params(seed=0)
 state = tx.init(params)
 one_step = jax.jit(partial(functional_step, tx))
 
-all_params, all_state = jax.tree.map(lambda x: jnp.stack([x] * devices), (params, state))
+all_params, all_state = jax.tree.map(lambda x: np.stack([x] * devices), (params, state))
 all_step = jax.pmap(partial(functional_step, tx, axis="devices"), axis_name="devices")
 
 rng = np.random.default_rng(0)
