@@ -17,10 +17,10 @@ def test_imports_neither_flax_nor_examples():
     assert not set(done.stdout.split()) & {"flax", "matplotlib", "rich", "sklearn", *examples}
 
 
-def test_every_public_name_is_documented_in_the_readme():
+def test_every_public_name_is_in_the_readme():
     readme = (ROOT / "README.md").read_text()
-    public = set(slrla_jax.__all__) - {"LookaheadState", "StagewiseProxState"}
-    assert {name for name in public if f"`{name}`" not in readme} == set()
+    public = {name for name in slrla_jax.__all__ if not name.endswith("State")}
+    assert {name for name in public if not re.search(rf"`{name}[`(]", readme)} == set()
 
 
 def test_python_in_the_readme_runs():
