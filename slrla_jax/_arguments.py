@@ -37,9 +37,9 @@ def is_static(value: Any) -> bool:
 
 def is_sequence(value: Any) -> TypeGuard[Sequence[Scalar]]:
     """Whether a value lists one entry per stage."""
-    return isinstance(value, Sequence) or (
-        isinstance(value, (np.ndarray, jax.Array)) and value.ndim > 0
-    )
+    if isinstance(value, (np.ndarray, jax.Array)):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def check_number(name: str, value: Any, holds: Callable[[Any], Any], wanted: str) -> None:
@@ -53,7 +53,7 @@ def check_number(name: str, value: Any, holds: Callable[[Any], Any], wanted: str
 
 def check_period(name: str, value: Any) -> None:
     """Raises unless a number of steps: whole and at least 1."""
-    check_number(name, value, lambda k: k >= 1 and k == np.floor(k), "a whole number >= 1")
+    check_number(name, value, lambda k: 1 <= k < np.inf and k == np.floor(k), "a whole number >= 1")
 
 
 def check_step_size(name: str, value: Any) -> None:
@@ -89,9 +89,9 @@ def check_lengths(name: str, values: Sequence[Any]) -> None:
 
 
 def check_some(name: str, values: Sequence[Any]) -> None:
-    """Raises where a list that needs an entry is empty."""
-    if len(values) == 0:
-        raise ValueError(f"`{name}` must have at least one entry, got {values!r}.")
+    """Raises unless a list with an entry."""
+    if not is_sequence(values) or len(values) == 0:
+        raise ValueError(f"`{name}` must be a list with at least one entry, got {values!r}.")
 
 
 def check_same_length(**lists: Sequence[Any]) -> None:
@@ -111,7 +111,11 @@ def check_dtype(name: str, dtype: DTypeLike | None) -> None:
     """Raises unless None or a floating dtype that JAX is set up to hold."""
     if dtype is None:
         return
-    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+    try:
+        floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
         raise ValueError(f"`{name}` must be a floating dtype or None, got {dtype!r}.")
     if jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
         raise ValueError(f"`{name}` needs jax_enable_x64 to be on, got {dtype!r}.")

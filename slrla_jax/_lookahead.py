@@ -187,6 +187,7 @@ def multilayer_lookahead(
       <https://arxiv.org/abs/2110.14254>`_, 2021.
     """
     arguments.check_some("sync_periods", sync_periods)
+    arguments.check_some("slow_step_sizes", slow_step_sizes)
     arguments.check_same_length(sync_periods=sync_periods, slow_step_sizes=slow_step_sizes)
     layers = list(zip(sync_periods, slow_step_sizes, strict=True))
     for n, (k, alpha) in enumerate(layers):

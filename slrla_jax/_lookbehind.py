@@ -53,7 +53,8 @@ def lookbehind(
     Args:
       inner: A, the optimizer of the descent. It makes k steps a training step: the
         boundaries of schedules inside are to be multiplied by k.
-      ascent_steps: k ≥ 1.
+      ascent_steps: k ≥ 1, a plain number. (Under `optax.inject_hyperparams` name it
+        in `static_args`.)
       rho: ρ ≥ 0, the length of an ascent step.
       slow_step_size: α in (0, 1]; or `"adaptive"` for
         α = (cos(v_1 − θ, v_k − θ) + 1) / 2, where a zero difference counts as cosine 0.
@@ -71,7 +72,8 @@ def lookbehind(
       also gives the loss and the statistics of batch normalisation;
       `grad_fn(params, i)` is the gradient of the same batch elsewhere, for ascent steps
       i = 0, …, k − 1. Over several devices both must be averages over all of them.
-      Under `optax.MultiSteps`, `grad_fn` must cover the whole accumulated batch.
+      Under `optax.MultiSteps`, `grad_fn` must cover the whole accumulated batch, and
+      the wrapper be called itself: its `gradient_transformation()` drops extra arguments.
 
     Raises:
       ValueError: for an argument outside these bounds; and in `update` without

@@ -358,3 +358,15 @@ def test_the_bounds_themselves_are_taken():
     np.testing.assert_array_equal(path(lookahead(INNER, 1, 0.5)), -0.5 * np.arange(1, 8))
     np.testing.assert_array_equal(path(optax.chain(stagewise_prox(0, 1), INNER)), path(INNER))
     assert Stage(1, 0.1, beta=0, sync_period=1, slow_step_size=1).length == 1
+
+
+@pytest.mark.parametrize("value", ["abc", "int32", "complex64", object])
+def test_not_a_floating_dtype(value):
+    rejects(lambda: lookahead(INNER, slow_dtype=value), "`slow_dtype`", repr(value))
+
+
+def test_one_value_where_a_list_is_wanted():
+    rejects(lambda: multilayer_lookahead(INNER, 5, (0.8,)), "`sync_periods`", "got 5")
+    rejects(lambda: multilayer_lookahead(INNER, (5,), 0.8), "`slow_step_sizes`", "got 0.8")
+    stage = Stage(5, 0.1)
+    rejects(lambda: slrla(optax.sgd, stage), "`stages`", repr(stage))
