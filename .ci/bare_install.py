@@ -1,4 +1,4 @@
-"""Run in an environment with the wheel, jax and optax alone: does it install and work?"""
+"""Run in an environment with the wheel, jax and optax alone: it must install and work."""
 
 import importlib.metadata
 import importlib.resources
