@@ -24,8 +24,12 @@ def main() -> None:
 
 
 def fill(marks: re.Match[str]) -> str:
-    """The marks with the tables of the file they name."""
-    results = json.loads((HERE / marks[1]).read_text())
+    """The marks with the tables of the file they name, if there is one."""
+    file = HERE / marks[1]
+    if not file.exists():
+        print(f"{marks[1]} is not there yet.")
+        return marks[0]
+    results = json.loads(file.read_text())
     report = compile_ahead.report if "target" in results else update.report
     return f"<!-- {marks[1]} -->\n\n{report(results)}\n\n<!-- end -->"
 

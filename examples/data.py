@@ -46,9 +46,8 @@ class Dataset:
 def digits(folder: Path | None) -> Dataset:
     """scikit-learn's 1,797 handwritten digits of 8×8 pixels, which come with it.
 
-    The split is the same in every run, with each digit's share alike in both parts. It
-    leaves a third for training: with more, every optimizer is nearly always right, and
-    a comparison shows nothing.
+    The split is the same in every run, with each digit's share alike in both parts. Only
+    a third is for training, so that a comparison has errors to count.
     """
     if folder is not None:
         raise DataError("the digits come with scikit-learn and take no data folder")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from optimizers import Recipe
 from rich import box
 from rich.table import Table
@@ -130,7 +131,7 @@ def comparison(records: Records, labels: Mapping[str, str]) -> list[str]:
     for name in others:
         difference = final[name] - final[first]
         lines.append(
-            f"{labels[name]} − {labels[first]}: {_mean_and_deviation(difference, '+.2f')} points; "
+            f"{labels[name]} − {labels[first]}: {_mean_and_deviation(difference, '+z.2f')} points; "
             f"better from {(difference > 0).sum()} of {len(difference)} seeds, "
             f"worse from {(difference < 0).sum()}"
         )
@@ -154,8 +155,9 @@ def plot(
         "legend.frameon": False,
         "legend.handlelength": 2.6,
     }
-    with plt.rc_context(style):
-        figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        loss, accuracy = figure.subplots(1, 2)
         for (name, label), (color, dashes) in zip(
             labels.items(), STYLES * len(labels), strict=False
         ):
@@ -168,7 +170,10 @@ def plot(
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         loss.set(title="Training loss", yscale="log", ylabel="cross-entropy")
-        loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        plain = FuncFormatter(lambda value, _: f"{value:g}")
+        low, high = loss.get_ylim()
+        loss.yaxis.set_major_formatter(plain)
+        loss.yaxis.set_minor_formatter(plain if high < 10 * low else NullFormatter())
         loss.legend(loc="upper right")
         accuracy.set(title="Test accuracy", ylabel="% of the test images")
         accuracy.set_ylim(*_limits(accuracy, from_epoch=recipe.stage_ends[0] // per_epoch))
@@ -176,7 +181,6 @@ def plot(
         spread = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
         figure.suptitle(f"{title}; {spread}", fontsize=10, x=0.01, ha="left", color="0.3")
         figure.savefig(path, dpi=140)
-        plt.close(figure)
 
 
 def _curve(axes: Axes, values: np.ndarray, **look: Any) -> None:
@@ -213,7 +217,7 @@ def _limits(axes: Axes, from_epoch: int) -> tuple[float, float]:
     ends = [line.get_ydata()[from_epoch:] for line in axes.lines]
     low, high = np.min(ends), np.max(ends)
     margin = 0.5 * (high - low) + 0.2
-    return low - margin, high + margin
+    return max(low - margin, 0), min(high + margin, 100)
 
 
 def notes(records: Records) -> str:
@@ -231,4 +235,4 @@ def _mean_and_deviation(values: np.ndarray, form: str = ".2f") -> str:
     if np.isnan(values).any():
         return "–"
     mean = f"{values.mean():{form}}"
-    return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):{form.lstrip('+')}}"
+    return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):{form.lstrip('+z')}}"

@@ -77,8 +77,9 @@ def lookahead(
         schedule of the 0-based optimizer step. A sync happens at the first step that
         brings the steps since the last one to the current k.
       slow_step_size: α in (0, 1]; a number, a traced array, or a schedule of the
-        0-based optimizer step, taken at the step of the sync. α = 1 is `inner` alone,
-        to the bit.
+        0-based optimizer step, taken at the step of the sync. α = 1 is `inner` alone:
+        to the bit where it is a plain number, while a traced 1 leaves the compiler
+        free to round a product and a sum at once or apart.
       inner_state: what a sync does to the moments of `inner`. `"keep"` leaves them;
         `"reset"` sets them, and the counts that correct their bias, back to their
         initial values; `"pullback"` moves every floating one to

@@ -162,7 +162,12 @@ def regularised(
 
 
 def per_stage(values: Sequence[Scalar], lengths: Sequence[Scalar]) -> Schedule:
-    """The schedule with `values[q]` during stage q, and the last one ever after."""
+    """The schedule with `values[q]` during stage q, and the last one ever after.
+
+    A plain number that all stages share stays one, so that the compiler sees α = 1.
+    """
+    if all(arguments.is_static(value) and value == values[0] for value in values):
+        return arguments.as_schedule(values[0])
     ends = jnp.cumsum(jnp.asarray(lengths))[:-1]
 
     def value_at(count: jax.Array) -> jax.Array:

@@ -316,18 +316,25 @@ def test_float32_slow_weights_round_to_the_bfloat16_params_after_a_sync(optimize
     assert syncs == 4
 
 
+@pytest.mark.parametrize("one_program", [False, True])
 @pytest.mark.parametrize(("slow_dtype", "moves"), [(None, False), ("float32", True)])
-def test_small_movements_need_float32_slow_weights(slow_dtype, moves):
+def test_small_movements_need_float32_slow_weights(slow_dtype, moves, one_program):
     """α u = −2e-4 is below half the spacing of bfloat16 at 1, which is 2e-3."""
     tx = slrla_jax.lookahead(optax.sgd(1.0), 1, 0.1, slow_dtype=slow_dtype)
-    step, params = in_one(lambda: tx), jnp.ones((), "bfloat16")
-    state = tx.init(params)
-    for _ in range(200):
-        params, state = step((), params, state, jnp.asarray(0.002, "bfloat16"))
-    if moves:
-        assert slow_params(state, params) < 0.99
+    step, params = in_one(lambda: tx), jnp.ones(3, "bfloat16")
+    gradients, carry = jnp.full(3, 0.002, "bfloat16"), (params, tx.init(params))
+    if one_program:
+        carry = jax.lax.fori_loop(0, 200, lambda _, carry: step((), *carry, gradients), carry)
     else:
-        assert slow_params(state, params) == params == 1.0
+        for _ in range(200):
+            carry = step((), *carry, gradients)
+    params, state = carry
+    slow = np.asarray(slow_params(state, params), "float32")
+    if moves:
+        assert np.all(slow < 0.99)
+    else:
+        assert np.all(slow == 1)
+        assert np.all(np.asarray(params, "float32") == 1)
 
 
 # Paths written out
