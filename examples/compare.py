@@ -1,4 +1,4 @@
-"""Compares stagewise SGD, stagewise Lookahead (SLA) and SLRLA, in about two minutes.
+"""Compares stagewise SGD, stagewise Lookahead (SLA) and SLRLA, in a few minutes.
 
     python examples/compare.py
 
