@@ -20,12 +20,12 @@ Pull = Callable[[optax.Updates, optax.Params, optax.Params, jax.Array], optax.Up
 class LookaheadState(NamedTuple):
     """State of `lookahead` and of each layer of `multilayer_lookahead`.
 
-    Read the slow weights with `slow_params`, which also knows what was done to the
-    params since they were stored.
+    Read the slow weights with `slow_params`: after a sync they are the params, and
+    what is stored here is those of the cycle that has ended.
 
     Attributes:
       inner_state: state of the inner optimizer, or of the layer beneath.
-      slow_params: the slow weights θ; like the params, or in `slow_dtype`.
+      slow_params: the slow weights θ of the cycle; like the params, or in `slow_dtype`.
       start_moments: with `inner_state="pullback"`, the inner optimizer's moments at
         the start of the cycle; otherwise None.
       count: optimizer steps taken, the argument of schedules; int32 of shape ().
@@ -237,11 +237,12 @@ def wrap(
 
         at the start of a cycle:  θ ← p
         v ← p + u(p)
-        at a sync:                u ← (θ + α (v − θ)) − p;   θ ← p + u
+        at a sync:                u ← (θ + α (v − θ)) − p
 
-    The new slow weights are read off the applied update. So fast and slow weights
-    are equal after a sync, bit by bit, and XLA finds in `p + u` the sum that the
-    caller's `optax.apply_updates` makes: nothing is materialised twice.
+    A sync has only the params to move, since the next cycle takes its slow weights
+    from them. So fast and slow weights are equal after a sync, bit by bit, and the
+    slow weights of a state are read once and written once in an update. Where θ is
+    wider than the params, a sync stores the bits that their rounding will lose.
 
     Args:
       inner: layer 0, or the layer beneath.
@@ -307,16 +308,12 @@ def wrap(
             lambda u, p, t: _select_update(step_back, u, p, t), updates, params, target
         )
 
-        # θ ← p + u at a sync.
-        landed = optax.apply_updates(params, updates)
         slow = jax.tree.map(
-            lambda theta, t, p: jnp.where(sync, _unrounded(t.astype(theta.dtype), p), theta),
-            slow,
-            target,
-            landed,
+            lambda theta, t, p: _keep_bits(sync, theta, t, p), slow, target, params
         )
         if inner_state == inner_states.RESET:
-            now = inner_states.reset(sync, now, inner.init(landed))
+            initial = inner.init(optax.apply_updates(params, updates))
+            now = inner_states.reset(sync, now, initial)
         elif inner_state == inner_states.PULLBACK:
             now = inner_states.pullback(sync, now, start_moments, alpha)
 
@@ -347,6 +344,13 @@ def _unrounded(theta: jax.Array, p: ArrayLike) -> jax.Array:
     if theta.dtype == p.dtype:
         return p
     return jnp.where(trees.rounded(theta, p.dtype) == p, theta, p.astype(theta.dtype))
+
+
+def _keep_bits(sync: jax.Array, theta: jax.Array, t: jax.Array, p: ArrayLike) -> jax.Array:
+    """At a sync the target t, if θ has bits of it that the params will not have."""
+    if theta.dtype == jnp.result_type(p):
+        return theta
+    return jnp.where(sync, t.astype(theta.dtype), theta)
 
 
 def _interpolate(theta: jax.Array, p: ArrayLike, u: ArrayLike, alpha: ArrayLike) -> jax.Array:
