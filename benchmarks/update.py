@@ -1,6 +1,6 @@
 """Time and memory of one optimizer update, against the inner optimizer, optax and PyTorch.
 
-    python benchmarks/update.py --json benchmarks/results/update.json   # about 15 minutes
+    python benchmarks/update.py --json benchmarks/results/update.json   # about 7 minutes
     python benchmarks/update.py --small                                 # a smoke test
     python benchmarks/update.py --show benchmarks/results/update.json   # the tables again
 
