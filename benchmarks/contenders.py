@@ -35,11 +35,13 @@ class Contender:
       name: its name in tables.
       transform: the transformation.
       pair: whether its params are optax's pair of fast and slow weights.
+      loss: the loss that every update is told of, where it asks for one.
     """
 
     name: str
     transform: optax.GradientTransformation
     pair: bool = False
+    loss: float | None = None
 
     def start(self, params: Any) -> tuple[Any, Any]:
         """The params as the transform wants them, in buffers of their own, and its state."""
@@ -48,12 +50,13 @@ class Contender:
 
     def step(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         """One update as a training loop makes it."""
-        updates, state = self.transform.update(grads, state, params)
+        told = {} if self.loss is None else {"value": self.loss}
+        updates, state = self.transform.update(grads, state, params, **told)
         return state, optax.apply_updates(params, updates)
 
 
 def contenders(optimizer: str) -> list[Contender]:
-    """The inner optimizer alone, first, and all that is put around it."""
+    """The inner optimizer alone, first, and all that is put around it or in its place."""
     make = OPTIMIZERS[optimizer]
     inner = make(LEARNING_RATE)
     stages = [
@@ -76,6 +79,13 @@ def contenders(optimizer: str) -> list[Contender]:
             LEARNING_RATE, BETA, SYNC_PERIOD, SYNC_PERIOD, SLOW_STEP_SIZE, MOMENTUM
         )
         found.insert(3, Contender("slrla_sgd", shared))
+        # Two that take the place of the inner optimizer.
+        adaloss = slrla_jax.adaloss(LEARNING_RATE, momentum=MOMENTUM)
+        adagrad_norm = slrla_jax.adagrad_norm(LEARNING_RATE, momentum=MOMENTUM)
+        found.insert(-1, Contender("adaloss", adaloss, loss=1.0))
+        found.insert(-1, Contender("adagrad_norm", adagrad_norm))
+    if optimizer == "adam":
+        found.insert(-1, Contender("adabound", slrla_jax.adabound(LEARNING_RATE)))
     return found
 
 

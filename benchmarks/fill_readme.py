@@ -9,10 +9,18 @@ import json
 import re
 from pathlib import Path
 
+import augment
 import compile_ahead
+import lookbehind
 import update
 
 HERE = Path(__file__).parent
+PROGRAMS = {
+    "augment": augment,
+    "compile_ahead": compile_ahead,
+    "lookbehind": lookbehind,
+    "update": update,
+}
 
 
 def main() -> None:
@@ -30,8 +38,8 @@ def fill(marks: re.Match[str]) -> str:
         print(f"{marks[1]} is not there yet.")
         return marks[0]
     results = json.loads(file.read_text())
-    report = compile_ahead.report if "target" in results else update.report
-    return f"<!-- {marks[1]} -->\n\n{report(results)}\n\n<!-- end -->"
+    program = re.match(r"python benchmarks/(\w+).py", results["command"])[1]
+    return f"<!-- {marks[1]} -->\n\n{PROGRAMS[program].report(results)}\n\n<!-- end -->"
 
 
 if __name__ == "__main__":

@@ -14,14 +14,10 @@ PyTorch's rows need `torch` and `pytorch_optimizer`, of the extra `benchmark`.
 """
 
 import argparse
-import datetime
 import functools
 import gc
 import json
 import os
-import platform
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +37,8 @@ from contenders import (
     resnet34,
     tree_bytes,
 )
-from tables import TITLES, markdown, programs_table, versions
+from tables import TITLES, markdown, programs_table
+from timing import circumstances, heading, ratios, spread, take_turns
 
 try:
     import pytorch_optimizer
@@ -95,10 +92,7 @@ def measure(rounds: int, seed: int, small: bool) -> dict[str, Any]:
     shapes = resnet34((1,), 8, 10) if small else resnet34()
     values, grads = random_tree(shapes, rng), random_tree(shapes, rng)
     results = {
-        "machine": machine(),
-        "versions": versions("torch", "pytorch_optimizer"),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "benchmarks/update.py", *sys.argv[1:]]),
+        **circumstances("torch", "pytorch_optimizer"),
         "seed": seed,
         "rounds": rounds,
         "steps_per_timing": SYNC_PERIOD,
@@ -134,23 +128,7 @@ def measure_optimizer(
     run = {name: program.run for name, program in programs.items()}
     if torch is not None:
         run |= torch_contenders(optimizer, values, grads)
-    return {"programs": facts, "milliseconds": take_turns(run, rounds, rng)}
-
-
-def take_turns(
-    run: dict[str, Callable[[int], None]], rounds: int, rng: np.random.Generator
-) -> dict[str, list[float]]:
-    """Milliseconds per step of each contender in each round."""
-    times: dict[str, list[float]] = {name: [] for name in run}
-    for name in run:
-        run[name](SYNC_PERIOD)
-    for _ in range(rounds):
-        for name in rng.permutation(list(run)):
-            run[name](1)
-            start = time.perf_counter()
-            run[name](SYNC_PERIOD)
-            times[name].append((time.perf_counter() - start) / SYNC_PERIOD * 1e3)
-    return times
+    return {"programs": facts, "milliseconds": take_turns(run, rounds, SYNC_PERIOD, rng)}
 
 
 def torch_contenders(
@@ -185,29 +163,12 @@ def torch_contenders(
     }
 
 
-def machine() -> dict[str, Any]:
-    """The processor, and how busy it was before."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "backend": jax.default_backend(),
-        "load": os.getloadavg()[0],
-    }
-
-
 def report(results: dict[str, Any]) -> str:
     """The tables of a run, in Markdown."""
-    of, on = results["machine"], results["versions"]
     parts = [
-        f"`{results['command']}` on {results['date'][:10]}: {of['processor']}, {of['cores']} cores "
-        f"(load before: {of['load']:.1f}), backend {of['backend']}; "
-        + ", ".join(f"{package} {version}" for package, version in on.items())
-        + f". {results['parameters'] / 1e6:.1f} M parameters in {results['leaves']} leaves; "
-        f"{results['rounds']} rounds of {results['steps_per_timing']} steps, "
-        f"seed {results['seed']}."
+        f"{heading(results)} {results['parameters'] / 1e6:.1f} M parameters in "
+        f"{results['leaves']} leaves; {results['rounds']} rounds of "
+        f"{results['steps_per_timing']} steps, seed {results['seed']}."
     ]
     if results["small"]:
         parts.append("**The tree is tiny: these are no measurements.**")
@@ -258,17 +219,6 @@ def aims_table(results: dict[str, Any]) -> str:
                 what = f"{name} / {base}"
                 rows.append([title, what, f"{relation} {bound}", f"{ratio:.2f}", yes_or_no(met)])
     return markdown(["", "", "aim", "measured", "met"], rows)
-
-
-def ratios(times: dict[str, list[float]], name: str, base: str) -> np.ndarray:
-    """A contender's times as multiples of another's, round by round."""
-    return np.asarray(times[name]) / np.asarray(times[base])
-
-
-def spread(times: dict[str, list[float]], name: str, base: str) -> list[str]:
-    """Median and quartiles of the ratios."""
-    low, median, high = np.quantile(ratios(times, name, base), [0.25, 0.5, 0.75])
-    return [f"{median:.2f}", f"{low:.2f}–{high:.2f}"]
 
 
 def yes_or_no(met: bool) -> str:

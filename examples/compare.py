@@ -9,6 +9,7 @@ metrics for each epoch, and all settings. `--help` says what can be changed.
 """
 
 import argparse
+import functools
 import json
 import shlex
 import sys
@@ -42,7 +43,7 @@ from optimizers import (
 )
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from training import Diverged, Network, init_weights, seeds_together, train
+from training import Diverged, Model, Run, init_weights, seeds_together_are_faster, train
 
 
 def make_parser() -> Parser:
@@ -70,7 +71,8 @@ def make_parser() -> Parser:
         "--network",
         choices=NETWORKS,
         default="resnet",
-        help="a small residual network with batch normalisation, or softmax regression "
+        help="resnet or small_vgg, small networks with batch normalisation; softmax, a linear "
+        "one; the others are those of the papers, for larger images and faster machines "
         "(default: %(default)s)",
     )
     add = parser.add_argument_group("how").add_argument
@@ -149,21 +151,26 @@ def make_parser() -> Parser:
 
 
 def run_all(
-    args: argparse.Namespace, dataset: Dataset, network: Network, recipe: Recipe
+    args: argparse.Namespace, dataset: Dataset, model: Model, recipe: Recipe
 ) -> Iterator[dict[str, Any]]:
     """Trains with each optimizer in turn; yields the records of all."""
+    seeds = range(args.seeds)
     for name in args.optimizers:
-        for record in train(
-            network,
-            dataset,
-            OPTIMIZERS[name],
-            recipe,
-            seeds=range(args.seeds),
+        optimizer = OPTIMIZERS[name]
+        run = Run(
+            label=optimizer.label,
+            model=model,
+            dataset=dataset,
+            tx=optimizer.make(recipe),
+            slow_params=optimizer.slow_params,
             epochs=args.epochs,
+            steps=recipe.steps,
             batch_size=args.batch_size,
-            together=seeds_together(),
-        ):
-            yield {"optimizer": name, **record}
+            devices=jax.devices()[:1],
+        )
+        for group in [seeds] if seeds_together_are_faster() else [[seed] for seed in seeds]:
+            for epoch in train(run, group):
+                yield {"optimizer": name, **epoch.record}
 
 
 def watch(
@@ -197,40 +204,43 @@ def watch(
     return seen
 
 
-def prepare(args: argparse.Namespace, parser: Parser) -> tuple[Dataset, Network, Recipe]:
+def prepare(args: argparse.Namespace, parser: Parser) -> tuple[Dataset, Model, Recipe]:
     """What the flags mean; what is wrong with them together ends the program."""
     try:
         dataset = DATASETS[args.dataset](args.data_path)
     except DataError as error:
         parser.error(f"--data_path: {error}")
-    per_epoch = len(dataset.train_images) // args.batch_size
+    per_epoch = dataset.train_size // args.batch_size
     if per_epoch == 0:
-        parser.error(f"--batch_size: there are only {len(dataset.train_images)} training images")
+        parser.error(f"--batch_size: there are only {dataset.train_size} training images")
     try:
         lengths = outer_steps(args.epochs * per_epoch, args.k, args.stages)
     except ValueError as error:
         parser.error(f"--stages: {error}")
-    network = Network(
-        lambda rngs: NETWORKS[args.network](dataset.image_shape, dataset.classes, rngs=rngs)
-    )
-    return dataset, network, Recipe(lengths, args.lr, args.k, args.alpha, args.beta)
+    make = functools.partial(NETWORKS[args.network], dataset.image_shape, dataset.classes)
+    model = Model(make, dataset)
+    try:
+        _ = model.graph
+    except ValueError as error:
+        parser.error(f"--network: {args.network}: {error}")
+    return dataset, model, Recipe(lengths, args.lr, args.k, args.alpha, args.beta)
 
 
 def compare(args: argparse.Namespace, parser: Parser, console: Console) -> None:
     """Does what the flags say: prepares, trains, reports."""
     started = time.monotonic()
-    dataset, network, recipe = prepare(args, parser)
+    dataset, model, recipe = prepare(args, parser)
     try:
         folder = report.new_folder(args.name, args.dataset)
     except OSError as error:
         parser.error(f"--name: cannot make {error.filename}: {error.strerror}")
     report.write_settings(folder, settings(args, recipe))
-    title, *introduction = describe(args, dataset, network, recipe)
+    title, *introduction = describe(args, dataset, model, recipe)
     console.print(title, *introduction, "", sep="\n", highlight=False)
 
     metrics = folder / "metrics.jsonl"
     try:
-        records = watch(run_all(args, dataset, network, recipe), args, console, metrics)
+        records = watch(run_all(args, dataset, model, recipe), args, console, metrics)
     except (KeyboardInterrupt, Diverged):
         console.print(f"\nThe epochs until then are in {metrics}", soft_wrap=True)
         raise
@@ -240,29 +250,24 @@ def compare(args: argparse.Namespace, parser: Parser, console: Console) -> None:
     text = [*report.comparison(records, labels), "", report.notes(records)]
     with (folder / "table.txt").open("w") as file:
         Console(file=file, width=80).print(table, *text, sep="\n")
-    report.plot(records, labels, recipe, title, folder / "curves.png")
+    report.plot(records, labels, recipe.rates, title, folder / "curves.png")
     console.print("", table, *text, "", sep="\n", highlight=False)
     seconds = round(time.monotonic() - started)
     console.print(f"Done in {seconds // 60} min {seconds % 60} s. Table, curves and metrics are in")
     console.print(str(folder.resolve()), highlight=False, soft_wrap=True)
 
 
-def describe(
-    args: argparse.Namespace, dataset: Dataset, network: Network, recipe: Recipe
-) -> list[str]:
+def describe(args: argparse.Namespace, dataset: Dataset, model: Model, recipe: Recipe) -> list[str]:
     """What is going to happen, in three lines."""
-    params, _ = jax.eval_shape(lambda: init_weights(network, 0))
+    params, _ = jax.eval_shape(lambda: init_weights(model, 0))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     names = ", ".join(OPTIMIZERS[name].label for name in args.optimizers)
     rates = ", ".join(
-        f"{stage.learning_rate:.2g} to {'' if q else 'step '}{end:,}"
-        for q, (stage, end) in enumerate(
-            zip(recipe.stages(args.alpha, args.beta), recipe.stage_ends, strict=True)
-        )
+        f"{rate:.2g} to {'' if q else 'step '}{end:,}" for q, (rate, end) in enumerate(recipe.rates)
     )
     return [
-        f"{args.dataset}: {len(dataset.train_images):,} training, "
-        f"{len(dataset.test_images):,} test images; {args.network}, {size:,} parameters",
+        f"{args.dataset}: {dataset.train_size:,} training, "
+        f"{dataset.test_size:,} test images; {args.network}, {size:,} parameters",
         f"{names} with k {args.k}, α {args.alpha:g}, β {args.beta:g}; "
         f"seeds: {args.seeds}, epochs: {args.epochs}, batch size: {args.batch_size}",
         f"learning rate {rates}",
@@ -276,11 +281,8 @@ def settings(args: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "flags": {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()},
         "seeds": list(range(args.seeds)),
-        "seeds_together": seeds_together(),
-        "stages": [
-            {"learning_rate": stage.learning_rate, "last_step": end}
-            for stage, end in zip(recipe.stages(1, 0), recipe.stage_ends, strict=True)
-        ],
+        "seeds_together": seeds_together_are_faster(),
+        "stages": [{"learning_rate": rate, "last_step": end} for rate, end in recipe.rates],
         "gradients_per_run": recipe.steps,
         "momentum": MOMENTUM,
         "weight_decay": WEIGHT_DECAY,

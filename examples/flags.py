@@ -1,6 +1,7 @@
 """Command lines: what flags may be, and errors of one line where they are not."""
 
 import argparse
+import itertools
 import math
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -47,6 +48,51 @@ def fractions(text: str) -> tuple[float, ...]:
             f"must be growing numbers between 0 and 1 with commas between them, got {text!r}"
         )
     return values
+
+
+fraction = number("at least 0 and below 1", lambda x: 0 <= x < 1)
+
+
+def listed(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """A flag's type: values of a kind, with commas between them."""
+    return lambda text: tuple(kind(part) for part in text.split(","))
+
+
+def pair(
+    wanted: str, first: Callable[[str], Any], second: Callable[[str], Any]
+) -> Callable[[str], tuple[Any, Any]]:
+    """A flag's type: two values with a `_` between them, as the released code writes them."""
+
+    def parse(text: str) -> tuple[Any, Any]:
+        parts = text.split("_")
+        if len(parts) != 2:
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}")
+        return first(parts[0]), second(parts[1])
+
+    return parse
+
+
+def milestones(text: str) -> tuple[float, ...]:
+    """Points of a run in the order in which they are reached: fractions below 1, or epochs."""
+    values = listed(positive)(text)
+    if any(a >= b for a, b in itertools.pairwise(values)) or (min(values) < 1 <= max(values)):
+        raise argparse.ArgumentTypeError(
+            f"must be growing fractions below 1, or growing epochs, got {text!r}"
+        )
+    return values
+
+
+def spelling(what: str, find: Callable[[str], str]) -> Callable[[str], str]:
+    """A flag's type: a name in any spelling that `find` knows."""
+
+    def parse(text: str) -> str:
+        try:
+            return find(text)
+        except Exception as error:
+            message = str(error).partition("must be")[2]
+            raise argparse.ArgumentTypeError(f"{what} must be{message}") from error
+
+    return parse
 
 
 def names_among(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:

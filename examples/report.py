@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
-from optimizers import Recipe
 from rich import box
 from rich.table import Table
 
@@ -31,6 +30,24 @@ STYLES = (
     ("#CC79A7", (0, (3, 1.5))),
     ("#56B4E9", (0, (1, 1))),
 )
+# What is the same in all plots, for Matplotlib.
+LOOK = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlepad": 18,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+}
+
+# Accuracies in a record, and of which weights they are.
+WEIGHTS = {
+    "test_accuracy": "evaluated weights",
+    "recalibrated_test_accuracy": "the same, batch normalisation recalibrated",
+    "fast_test_accuracy": "fast weights",
+}
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -139,34 +156,31 @@ def comparison(records: Records, labels: Mapping[str, str]) -> list[str]:
 
 
 def plot(
-    records: Records, labels: Mapping[str, str], recipe: Recipe, title: str, path: Path
+    records: Records,
+    labels: Mapping[str, str],
+    stages: Sequence[tuple[float, int]],
+    title: str,
+    path: Path,
 ) -> None:
     """Training loss and test accuracy over the epochs, as a PNG.
 
-    Lines are means over the seeds, bands reach from the lowest to the highest seed.
+    Lines are means over the seeds, bands reach from the lowest to the highest seed. Stages are
+    given by their learning rates and the steps at which they end.
     """
-    style = {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-        "axes.titlepad": 18,
-        "legend.frameon": False,
-        "legend.handlelength": 2.6,
-    }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
         for (name, label), (color, dashes) in zip(
             labels.items(), STYLES * len(labels), strict=False
         ):
             look = {"color": color, "linestyle": dashes, "label": label}
-            _curve(loss, by_seed(records, name, "train_loss"), **look)
+            evaluated = by_seed(records, name, "train_loss")
+            streamed = np.isnan(evaluated).all()
+            _curve(loss, by_seed(records, name, "batch_loss") if streamed else evaluated, **look)
             _curve(accuracy, 100 * by_seed(records, name, "test_accuracy"), **look)
         per_epoch = by_seed(records, next(iter(labels)), "gradients")[0, 1]
         for axes in (loss, accuracy):
-            _mark_stages(axes, recipe, per_epoch)
+            _mark_stages(axes, stages, per_epoch)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         loss.set(title="Training loss", yscale="log", ylabel="cross-entropy")
@@ -176,7 +190,7 @@ def plot(
         loss.yaxis.set_minor_formatter(plain if high < 10 * low else NullFormatter())
         loss.legend(loc="upper right")
         accuracy.set(title="Test accuracy", ylabel="% of the test images")
-        accuracy.set_ylim(*_limits(accuracy, from_epoch=recipe.stage_ends[0] // per_epoch))
+        accuracy.set_ylim(*_limits(accuracy, from_epoch=stages[0][1] // per_epoch))
         seeds = len({record["seed"] for record in records})
         spread = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
         figure.suptitle(f"{title}; {spread}", fontsize=10, x=0.01, ha="left", color="0.3")
@@ -184,25 +198,26 @@ def plot(
 
 
 def _curve(axes: Axes, values: np.ndarray, **look: Any) -> None:
-    """One optimizer's mean and range over the seeds, values being seeds × epochs."""
-    epochs = np.arange(values.shape[1])
+    """One optimizer's mean and range over the seeds, values being seeds × epochs, NaN for none."""
+    epochs = np.flatnonzero(~np.isnan(values).any(axis=0))
+    values = values[:, epochs]
     axes.plot(epochs, values.mean(axis=0), linewidth=1.8, **look)
     axes.fill_between(
         epochs, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.15, linewidth=0
     )
 
 
-def _mark_stages(axes: Axes, recipe: Recipe, steps_per_epoch: int) -> None:
+def _mark_stages(axes: Axes, stages: Sequence[tuple[float, int]], steps_per_epoch: int) -> None:
     """Every other stage shaded, and the learning rate of each above it."""
     begin = 0.0
-    for q, (stage, end) in enumerate(zip(recipe.stages(1, 0), recipe.stage_ends, strict=True)):
-        end = end / steps_per_epoch
+    for q, (rate, last_step) in enumerate(stages):
+        end = last_step / steps_per_epoch
         if q % 2:
             axes.axvspan(begin, end, color="0.94", linewidth=0, zorder=0)
         axes.text(
             (begin + end) / 2,
             1.02,
-            f"{'learning rate ' if q == 0 else ''}{stage.learning_rate:.2g}",
+            f"{'learning rate ' if q == 0 else ''}{rate:.2g}",
             transform=axes.get_xaxis_transform(),
             ha="center",
             fontsize=8,
@@ -214,10 +229,26 @@ def _mark_stages(axes: Axes, recipe: Recipe, steps_per_epoch: int) -> None:
 
 def _limits(axes: Axes, from_epoch: int) -> tuple[float, float]:
     """Limits for what the lines do from an epoch on; up to it they rise too far to be seen."""
-    ends = [line.get_ydata()[from_epoch:] for line in axes.lines]
-    low, high = np.min(ends), np.max(ends)
+    ends = np.concatenate([line.get_ydata()[line.get_xdata() >= from_epoch] for line in axes.lines])
+    low, high = ends.min(), ends.max()
     margin = 0.5 * (high - low) + 0.2
     return max(low - margin, 0), min(high + margin, 100)
+
+
+def summary(records: Records, counts: str) -> Iterator[str]:
+    """Accuracies of one optimizer in the final epoch and in the best, which `counts` chooses."""
+    name = records[0]["optimizer"]
+    seeds = len({record["seed"] for record in records})
+    best = np.nanargmax(by_seed(records, name, counts)[:, 1:], axis=1) + 1
+    yield f"Accuracy in % on the test images, {seeds} seed{'s' if seeds > 1 else ''}"
+    for value, weights in WEIGHTS.items():
+        accuracy = 100 * by_seed(records, name, value)
+        if not np.isnan(accuracy).all():
+            final, at_best = accuracy[:, -1], accuracy[np.arange(len(best)), best]
+            yield (
+                f"{weights}: final {_mean_and_deviation(final)}, "
+                f"best epoch {_mean_and_deviation(at_best)}"
+            )
 
 
 def notes(records: Records) -> str:

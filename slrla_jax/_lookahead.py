@@ -308,9 +308,7 @@ def wrap(
             lambda u, p, t: _select_update(step_back, u, p, t), updates, params, target
         )
 
-        slow = jax.tree.map(
-            lambda theta, t, p: _keep_bits(sync, theta, t, p), slow, target, params
-        )
+        slow = jax.tree.map(lambda theta, t, p: _keep_bits(sync, theta, t, p), slow, target, params)
         if inner_state == inner_states.RESET:
             initial = inner.init(optax.apply_updates(params, updates))
             now = inner_states.reset(sync, now, initial)

@@ -72,8 +72,9 @@ def lookbehind(
       also gives the loss and the statistics of batch normalisation;
       `grad_fn(params, i)` is the gradient of the same batch elsewhere, for ascent steps
       i = 0, …, k − 1. Over several devices both must be averages over all of them.
-      Under `optax.MultiSteps`, `grad_fn` must cover the whole accumulated batch, and
-      the wrapper be called itself: its `gradient_transformation()` drops extra arguments.
+      Under `optax.MultiSteps`, `grad_fn` (and `value`) must cover the whole accumulated
+      batch, and the wrapper be called itself: its `gradient_transformation()` drops extra
+      arguments. All of this with code is in `docs/lookbehind.md`.
 
     Raises:
       ValueError: for an argument outside these bounds; and in `update` without

@@ -2,6 +2,9 @@
 
 import os
 
+# It needs PyTorch, which the tests do not.
+collect_ignore = ["pytorch_logits.py"]
+
 DEVICES = "--xla_force_host_platform_device_count"
 
 # Eight devices on the CPU, for the tests of replication and sharding.

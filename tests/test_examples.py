@@ -1,6 +1,7 @@
 """The comparison in `examples/`, at tiny sizes, as a user runs it and from within."""
 
-import gzip
+import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -8,13 +9,14 @@ import sys
 from pathlib import Path
 
 import compare
+import data
+import jax
 import matplotlib.image
 import networks
 import numpy as np
 import optimizers
 import pytest
 import training
-from data import DataError, Dataset, digits, idx_folder, read_idx
 
 import slrla_jax
 
@@ -36,13 +38,13 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def small():
     """A hundred of the digits, half of them to train on."""
-    whole = digits(None)
-    return Dataset(
-        whole.train_images[:50],
-        whole.train_labels[:50],
-        whole.test_images[:50],
-        whole.test_labels[:50],
-        classes=10,
+    whole = data.load("digits")
+    return dataclasses.replace(
+        whole,
+        train_images=whole.train_images[:50],
+        train_labels=whole.train_labels[:50],
+        test_images=whole.test_images[:50],
+        test_labels=whole.test_labels[:50],
     )
 
 
@@ -57,19 +59,23 @@ def train(dataset, optimizer, *, seeds, together=False, network=None, epochs=2, 
             **settings,
         }
     )
-    make = network or networks.SoftmaxRegression
-    return list(
-        training.train(
-            training.Network(lambda rngs: make(dataset.image_shape, dataset.classes, rngs=rngs)),
-            dataset,
-            optimizers.OPTIMIZERS[optimizer],
-            recipe,
-            seeds=seeds,
-            epochs=epochs,
-            batch_size=10,
-            together=together,
-        )
+    optimizer = optimizers.OPTIMIZERS[optimizer]
+    make = functools.partial(
+        network or networks.SoftmaxRegression, dataset.image_shape, dataset.classes
     )
+    run = training.Run(
+        label=optimizer.label,
+        model=training.Model(make, dataset),
+        dataset=dataset,
+        tx=optimizer.make(recipe),
+        slow_params=optimizer.slow_params,
+        epochs=epochs,
+        steps=recipe.steps,
+        batch_size=10,
+        devices=jax.devices()[:1],
+    )
+    groups = [seeds] if together else [[seed] for seed in seeds]
+    return [epoch.record for group in groups for epoch in training.train(run, group)]
 
 
 def test_a_run_from_the_command_line(tmp_path):
@@ -195,25 +201,6 @@ def test_what_the_optimizers_have_in_common(small):
     assert losses["slrla", 0.5, 0.1][-1] > 1.001 * sla[-1]
 
 
-def test_the_split_of_the_digits_is_fixed():
-    first, second = digits(None), digits(None)
-    assert first.train_images.shape == (600, 8, 8, 1)
-    assert first.test_images.shape == (1197, 8, 8, 1)
-    np.testing.assert_array_equal(first.train_images, second.train_images)
-    np.testing.assert_array_equal(first.test_labels, second.test_labels)
-    shares = [
-        np.bincount(labels) / len(labels) for labels in (first.train_labels, first.test_labels)
-    ]
-    np.testing.assert_allclose(*shares, atol=0.002)
-
-
-def test_a_pass_over_the_data_shows_an_image_once():
-    stream = training.batches(0, examples=11, batch_size=3)
-    first, second = (np.concatenate([next(stream) for _ in range(3)]) for _ in range(2))
-    assert len(set(first)) == len(set(second)) == 9
-    assert list(first) != list(second)
-
-
 @pytest.mark.parametrize(
     ("steps", "k", "fractions", "lengths"),
     [
@@ -233,90 +220,6 @@ def test_stages_are_whole_cycles(steps, k, fractions, lengths):
 def test_too_many_stages():
     with pytest.raises(ValueError, match="too few for 4 stages"):
         optimizers.outer_steps(9, 5, (0.3, 0.6, 0.8))
-
-
-def write_idx(path, array):
-    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    with gzip.open(path, "wb") if path.suffix == ".gz" else path.open("wb") as file:
-        file.write(header + array.astype(np.uint8).tobytes())
-
-
-def make_idx_folder(folder, suffix):
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for split, size in (("train", 40), ("t10k", 20)):
-        arrays[split] = rng.integers(0, 256, (size, 5, 6)), rng.integers(0, 10, size)
-        write_idx(folder / f"{split}-images-idx3-ubyte{suffix}", arrays[split][0])
-        write_idx(folder / f"{split}-labels-idx1-ubyte{suffix}", arrays[split][1])
-    return arrays
-
-
-@pytest.mark.parametrize("suffix", [".gz", ""])
-def test_idx_folders(here, suffix):
-    arrays = make_idx_folder(here, suffix)
-    dataset = idx_folder(here)
-    assert dataset.train_images.shape == (40, 5, 6, 1)
-    np.testing.assert_array_equal(dataset.test_labels, arrays["t10k"][1])
-    pixels = arrays["train"][0]
-    expected = (arrays["t10k"][0] - pixels.mean()) / pixels.std()
-    np.testing.assert_allclose(dataset.test_images[..., 0], expected, rtol=1e-5, atol=1e-6)
-
-    flags = ["--dataset", "fashion_mnist", "--data_path", str(here), "--batch_size", "8"]
-    assert compare.main([*flags, *TINY, "--optimizers", "sla", "--stages", "0.5"]) == 0
-    assert len(metrics(here / "runs/fashion_mnist-1")) == 2 * 3
-
-
-def damage(folder, kind):
-    images = folder / "train-images-idx3-ubyte.gz"
-    labels = folder / "train-labels-idx1-ubyte.gz"
-    if kind == "missing":
-        images.unlink()
-    elif kind == "truncated":
-        images.write_bytes(images.read_bytes()[:-200])
-    elif kind == "not gzip":
-        images.write_bytes(b"<html>404 Not Found</html>")
-    elif kind == "short":
-        with gzip.open(images, "rb") as file:
-            content = file.read()
-        with gzip.open(images, "wb") as file:
-            file.write(content[:-1])
-    elif kind == "swapped":
-        images.write_bytes(labels.read_bytes())
-    elif kind == "fewer labels":
-        write_idx(labels, np.zeros(39))
-    elif kind == "eleven classes":
-        write_idx(labels, np.full(40, 10))
-    elif kind == "empty":
-        write_idx(images, np.zeros((0, 5, 6)))
-        write_idx(labels, np.zeros(0))
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("missing", "neither train-images-idx3-ubyte.gz nor train-images-idx3-ubyte"),
-        ("truncated", "train-images-idx3-ubyte.gz cannot be read"),
-        ("not gzip", "train-images-idx3-ubyte.gz cannot be read"),
-        ("short", "should hold 1,200 bytes after its header, not 1,199"),
-        ("swapped", "is not an IDX file of bytes in 3 dimensions"),
-        ("fewer labels", "40 images but 39 labels"),
-        ("eleven classes", "labels from 0 to 9"),
-        ("empty", "labels from 0 to 9"),
-    ],
-)
-def test_damaged_idx_folders(here, capsys, kind, message):
-    make_idx_folder(here, ".gz")
-    damage(here, kind)
-    with pytest.raises(DataError, match=message):
-        idx_folder(here)
-    assert message in error_line(["--dataset", "mnist", "--data_path", str(here)], capsys)
-
-
-def test_an_absurd_idx_header(tmp_path):
-    path = tmp_path / "images"
-    path.write_bytes(bytes([0, 0, 8, 3]) + 12 * b"\xff")
-    with pytest.raises(DataError, match="should hold"):
-        read_idx(path, 3)
 
 
 def error_line(flags, capsys):
@@ -353,8 +256,8 @@ def error_line(flags, capsys):
         ("--batch_size 601", "--batch_size: there are only 600 training images"),
         ("--dataset nope", "--dataset: invalid choice"),
         ("--network nope", "--network: invalid choice"),
+        ("--network VGG-16", "--network: VGG-16: image_shape: must be at least 32 pixels"),
         ("--data_path /nowhere", "--data_path: the digits come with scikit-learn"),
-        ("--dataset fashion_mnist", "--data_path: mnist and fashion_mnist need the folder"),
         ("--dataset mnist --data_path /nowhere", "--data_path: there is no folder /nowhere"),
         ("--name ../elsewhere", "--name: must be the name of a folder"),
     ],
@@ -389,9 +292,8 @@ def test_divergence_is_one_line(here, capsys):
 
 def test_an_interrupt_keeps_what_there_is(here, capsys, monkeypatch):
     def interrupted(*args, **kwargs):
-        yield from [
-            {"seed": 0, "epoch": 0, "gradients": 0, "train_loss": 2.3, "test_accuracy": 0.1}
-        ]
+        record = {"seed": 0, "epoch": 0, "gradients": 0, "train_loss": 2.3, "test_accuracy": 0.1}
+        yield training.Epoch(record, {})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(compare, "train", interrupted)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 def test_imports_neither_flax_nor_examples():
     code = "import sys, slrla_jax; print(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    examples = {path.stem for path in ROOT.glob("examples/*.py")}
+    examples = {path.stem for path in ROOT.glob("examples/*")}
     assert not set(done.stdout.split()) & {"flax", "matplotlib", "rich", "sklearn", *examples}
 
 
@@ -28,6 +28,13 @@ def test_python_in_the_readme_runs():
     assert blocks
     for block in blocks:
         subprocess.run([sys.executable, "-c", block], check=True)
+
+
+def test_python_in_the_docs_runs():
+    for page in sorted(ROOT.glob("docs/*.md")):
+        blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+        assert blocks
+        exec(compile("\n".join(blocks), page.name, "exec"), {"__name__": page.stem})
 
 
 def test_every_public_function_has_its_docstring_whole():

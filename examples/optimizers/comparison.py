@@ -54,6 +54,12 @@ class Recipe:
         return [self.k * sum(self.outer_steps[: q + 1]) for q in range(len(self.outer_steps))]
 
     @property
+    def rates(self) -> list[tuple[float, int]]:
+        """The learning rate of each stage, and the step after which it is over."""
+        learning_rates = [stage.learning_rate for stage in self.stages(1.0, 0.0)]
+        return list(zip(learning_rates, self.stage_ends, strict=True))
+
+    @property
     def steps(self) -> int:
         """Optimizer steps, and so gradient evaluations, in a run."""
         return self.stage_ends[-1]

@@ -1,0 +1,90 @@
+"""The data sets that are small enough to be in memory."""
+
+from pathlib import Path
+
+import numpy as np
+
+from . import archives, idx
+from .dataset import DataError, Dataset
+
+DIGITS_TRAIN = 600
+DIGITS_WHITE = 16.0
+
+# Mean and deviation of the pixels of each channel, as fractions of white, and the number
+# of classes: constants of the SLRLA paper's released code.
+CIFAR = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 10),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), 100),
+}
+
+
+def digits(folder: Path | None) -> Dataset:
+    """scikit-learn's 1,797 handwritten digits of 8×8 pixels, which come with it.
+
+    The split is the same in every run, with each digit's share alike in both parts. Only
+    a third is for training, so that a comparison has errors to count.
+    """
+    # Here, for the worker processes of other data sets need no scikit-learn.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    if folder is not None:
+        raise DataError("the digits come with scikit-learn and take no data folder")
+    bunch = load_digits()
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        np.float32(bunch.images[..., None]),
+        np.int32(bunch.target),
+        train_size=DIGITS_TRAIN,
+        stratify=bunch.target,
+        random_state=0,
+    )
+    parts = {"train": (train_images, train_labels), "test": (test_images, test_labels)}
+    return _with_own_statistics("digits", parts, white=DIGITS_WHITE)
+
+
+def mnist(name: str, folder: Path | None) -> Dataset:
+    """MNIST or Fashion-MNIST: from a folder of IDX files, else through TensorFlow Datasets."""
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    if folder is not None and idx.has_idx(folder):
+        return _with_own_statistics(name, idx.read_folder(folder))
+    try:
+        return _with_own_statistics(name, archives.read(name, folder))
+    except DataError as error:
+        raise DataError(f"{error}; or give a folder with its IDX files") from error
+
+
+def cifar(name: str, folder: Path | None) -> Dataset:
+    """CIFAR-10 or CIFAR-100, through TensorFlow Datasets."""
+    mean, std, classes = CIFAR[name]
+    return Dataset(
+        name=name,
+        classes=classes,
+        mean=np.float32(mean) * np.float32(255),
+        std=np.float32(std) * np.float32(255),
+        **_arrays(archives.read(name, folder)),
+    )
+
+
+def _with_own_statistics(
+    name: str, parts: dict[str, tuple[np.ndarray, np.ndarray]], white: float = 255.0
+) -> Dataset:
+    """Ten classes, and one mean and one deviation, those of all training pixels."""
+    pixels = np.float32(parts["train"][0])
+    return Dataset(
+        name=name,
+        classes=10,
+        mean=pixels.mean(keepdims=True).reshape(1),
+        std=pixels.std(keepdims=True).reshape(1),
+        white=white,
+        **_arrays(parts),
+    )
+
+
+def _arrays(parts: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {
+        "train_images": parts["train"][0],
+        "train_labels": np.int32(parts["train"][1]),
+        "test_images": parts["test"][0],
+        "test_labels": np.int32(parts["test"][1]),
+    }

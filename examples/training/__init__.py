@@ -1,0 +1,32 @@
+"""Training: pure steps, compiled for the devices there are, a loop, and its checkpoints.
+
+- `steps`: the loss, one training step, one evaluation, as functions of plain trees.
+- `devices`: these compiled for one device or several, for one seed or several.
+- `evaluation`: the scores of the slow and of the fast weights.
+- `checkpoints`: a run on disk, to be gone on with.
+- `loop`: the run of one seed, or of several together, from its first epoch to its last.
+"""
+
+from training.checkpoints import CheckpointError, Checkpoints
+from training.devices import AXIS, PARALLEL, seeds_together_are_faster, steps_per_dispatch
+from training.loop import Diverged, Epoch, Run, Stop, Stopped, flops_per_step, train
+from training.steps import Model, init_state, init_weights
+
+__all__ = [
+    "AXIS",
+    "PARALLEL",
+    "CheckpointError",
+    "Checkpoints",
+    "Diverged",
+    "Epoch",
+    "Model",
+    "Run",
+    "Stop",
+    "Stopped",
+    "flops_per_step",
+    "init_state",
+    "init_weights",
+    "seeds_together_are_faster",
+    "steps_per_dispatch",
+    "train",
+]
