@@ -42,7 +42,7 @@ def add_flags(parser: flags.Parser, *, epochs: str, batch_size: str, network: st
     add = parser.add_argument_group("what is trained on what").add_argument
     add(
         "--dataset",
-        type=flags.spelling("a data set", data.find),
+        type=flags.spelling(data.find),
         default="cifar10",
         metavar="NAME",
         help=f"{', '.join(data.DATASETS)}, in any spelling (default: %(default)s)",
@@ -57,7 +57,7 @@ def add_flags(parser: flags.Parser, *, epochs: str, batch_size: str, network: st
     add(
         network,
         dest="network",
-        type=flags.spelling("a network", networks.find),
+        type=flags.spelling(networks.find),
         default="ResNet-18",
         metavar="NAME",
         help=f"{', '.join(networks.NETWORKS)}, in any spelling (default: %(default)s)",

@@ -82,15 +82,15 @@ def milestones(text: str) -> tuple[float, ...]:
     return values
 
 
-def spelling(what: str, find: Callable[[str], str]) -> Callable[[str], str]:
+def spelling(find: Callable[[str], str]) -> Callable[[str], str]:
     """A flag's type: a name in any spelling that `find` knows."""
 
     def parse(text: str) -> str:
         try:
             return find(text)
         except Exception as error:
-            message = str(error).partition("must be")[2]
-            raise argparse.ArgumentTypeError(f"{what} must be{message}") from error
+            known = str(error)
+            raise argparse.ArgumentTypeError(known[known.index("must be") :]) from error
 
     return parse
 

@@ -36,7 +36,7 @@ def make_parser() -> flags.Parser:
     add = parser.add_argument_group("optimizer").add_argument
     add(
         "--optim",
-        type=flags.spelling("an optimizer", find_inner),
+        type=flags.spelling(find_inner),
         default="SGD",
         metavar="NAME",
         help=f"{', '.join(INNER)} (default: %(default)s)",

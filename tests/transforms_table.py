@@ -1,4 +1,4 @@
-"""The table of transforms that `test_contracts.py` holds to its contracts.
+"""The table of transforms that `test_contracts_*.py` hold to their contracts.
 
 A transform joins every contract by one row of `TABLE`. Its settings should make a few
 steps (`STEPS`) cover several syncs and a change of stage.

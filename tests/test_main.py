@@ -1,0 +1,262 @@
+"""The command lines of the SLRLA paper: what their flags mean, and what is wrong with others."""
+
+import functools
+import json
+
+import data
+import jax
+import jax.numpy as jnp
+import main
+import numpy as np
+import optax
+import optimizers
+import pytest
+
+import slrla_jax
+from slrla_jax import Stage
+
+PAPER = "--dataset CIFAR10 --network ResNet-18 --input_norm --wd 1e-3 --lr 1e-1"
+SMALL = "--dataset digits --network softmax --input_norm --tr_epochs 2 --milestones 1"
+
+
+@pytest.fixture(scope="module")
+def cifar():
+    """256 images of noise in the shape of CIFAR's."""
+    rng = np.random.default_rng(0)
+
+    def part(size):
+        return rng.integers(0, 256, (size, 32, 32, 3), np.uint8), np.arange(size, dtype="i4") % 10
+
+    (train, train_labels), (test, test_labels) = part(256), part(10)
+    return data.Dataset(
+        name="cifar10",
+        classes=10,
+        mean=np.full(3, 125, "f4"),
+        std=np.full(3, 60, "f4"),
+        train_images=train,
+        train_labels=train_labels,
+        test_images=test,
+        test_labels=test_labels,
+    )
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def job(flags):
+    parser = main.make_parser()
+    return main.make_job(parser.parse_args(flags.split()), parser)
+
+
+def path(tx, steps=40):
+    """Params after each step on a quadratic whose slope changes from step to step."""
+    params = jnp.asarray([1.0, -2.0])
+    state, seen = tx.init(params), []
+
+    @jax.jit
+    def step(params, state, i):
+        updates, state = tx.update(params + jnp.sin(i), state, params)
+        return optax.apply_updates(params, updates), state
+
+    for i in range(steps):
+        params, state = step(params, state, jnp.asarray(i, "float32"))
+        seen.append(params)
+    return np.asarray(seen)
+
+
+def momentum_sgd(rate, weight_decay=1e-3):
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum=0.9))
+
+
+# 256 images make two batches an epoch: stages end after steps 6, 12, 16 and 20.
+RATES = optax.piecewise_constant_schedule(0.1, {6: 0.2, 12: 0.2, 16: 0.2})
+TEN = f"{PAPER} --tr_epochs 10"
+
+
+@pytest.mark.parametrize(
+    ("flags", "tx", "slow"),
+    [
+        ("--exp_name sgd_vanilla", momentum_sgd(RATES), False),
+        ("--lookahead 5_0.8", slrla_jax.lookahead(momentum_sgd(RATES), 5, 0.8), True),
+        (
+            "--lookahead 5_0.8 --slr 5_0.2",
+            optax.chain(
+                slrla_jax.stagewise_prox(0.4, 5), slrla_jax.lookahead(momentum_sgd(RATES), 5, 0.8)
+            ),
+            True,
+        ),
+        (
+            "--lookahead 3_0.5 --slr 7_0.1",
+            optax.chain(
+                slrla_jax.stagewise_prox(0.2, 7), slrla_jax.lookahead(momentum_sgd(RATES), 3, 0.5)
+            ),
+            True,
+        ),
+        (
+            "--slr 4_0.3",
+            optax.chain(slrla_jax.stagewise_prox(0.6, 4), momentum_sgd(RATES)),
+            False,
+        ),
+        (
+            "--optim adamw --momentum 0.8 --lookahead 5_0.8",
+            slrla_jax.lookahead(optax.adamw(RATES, b1=0.8, weight_decay=1e-3), 5, 0.8),
+            True,
+        ),
+        (
+            "--optim RAdam",
+            optax.chain(optax.add_decayed_weights(1e-3), optax.radam(RATES)),
+            False,
+        ),
+        (
+            "--optim AdaBound",
+            slrla_jax.adabound(RATES, weight_decay=1e-3),
+            False,
+        ),
+    ],
+)
+def test_the_released_meaning_of_the_flags(cifar, monkeypatch, flags, tx, slow):
+    monkeypatch.setattr(data, "load", lambda name, folder: cifar)
+    made = job(f"{TEN} {flags}")
+    np.testing.assert_allclose(path(made.run.tx), path(tx), rtol=1e-5, atol=1e-6)
+    assert (made.run.slow_params is not None) == slow
+    assert made.run.model.augmented
+    np.testing.assert_allclose([rate for rate, _ in made.stages], [0.1, 0.02, 0.004, 0.0008])
+    assert [end for _, end in made.stages] == [6, 12, 16, 20]
+    np.testing.assert_allclose(made.learning_rate(15), 0.004, rtol=1e-6)
+
+
+def test_the_released_recipe_is_the_default(cifar, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda name, folder: cifar)
+    made = job(f"{PAPER} --exp_name sgd_vanilla")
+    assert (made.run.epochs, made.run.batch_size, made.run.steps) == (100, 128, 200)
+    assert [end for _, end in made.stages] == [60, 120, 160, 200]
+    assert made.folder.as_posix() == "runs/sgd_vanilla"
+    assert "11,173,962 parameters" in made.title
+
+
+def test_settings_of_each_stage_are_algorithm_3(cifar, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda name, folder: cifar)
+    flags = "--stage_betas 0.1,0.4,0,1 --stage_alphas 0.5,0.8,1,0.3 --stage_ks 2,3,2,4"
+    made = job(f"{TEN} {flags}")
+    tx = slrla_jax.slrla(
+        momentum_sgd,
+        [
+            Stage(3, 0.1, 0.1, 2, 0.5),
+            Stage(2, 0.02, 0.4, 3, 0.8),
+            Stage(2, 0.004, 0.0, 2, 1.0),
+            Stage(1, 0.0008, 1.0, 4, 0.3),
+        ],
+    )
+    assert [end for _, end in made.stages] == [6, 12, 16, 20]
+    np.testing.assert_allclose(path(made.run.tx), path(tx), rtol=1e-5, atol=1e-6)
+    alike = job(f"{TEN} --stage_betas 0.3")
+    assert [end for _, end in alike.stages] == [5, 10, 15, 20]
+
+
+@pytest.mark.parametrize(
+    ("milestones", "ks", "lengths"),
+    [
+        ((0.3, 0.6, 0.8), None, [30, 30, 20, 20]),
+        ((3, 6), None, [30, 30, 40]),
+        ((0.5,), (7, 4), [49, 52]),
+        ((0.3, 0.6, 0.8), (5, 10, 8, 3), [30, 30, 24, 18]),
+    ],
+)
+def test_stages_end_at_milestones(milestones, ks, lengths):
+    assert optimizers.stage_lengths(milestones, 10, 10, ks) == lengths
+
+
+@pytest.mark.parametrize("optimizer", optimizers.INNER)
+def test_every_inner_optimizer_decays_weights(optimizer):
+    """In the gradient or beside it: with a gradient of zero, weights shrink."""
+    make = functools.partial(optimizers.INNER[optimizer], 0.1, 0.9)
+    params = jnp.asarray([1.0])
+    for weight_decay in (0.0, 0.1):
+        tx = make(weight_decay)
+        updates, _ = tx.update(jnp.zeros(1), tx.init(params), params)
+        assert (updates[0] < 0) == (weight_decay > 0)
+
+
+def test_a_run_leaves_its_settings_and_goes_on(here, capsys):
+    flags = f"{SMALL} --lookahead 5_0.8 --slr 5_0.2 --train_batch_size 200 --exp_name mine"
+    flags += " --bf16 --parallel pmap --seeds 2 --tensorboard --train_images 400"
+    assert main.main(flags.split()) == 0
+    folder = here / "runs/mine"
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoints",
+        "curves.png",
+        "metrics.jsonl",
+        "settings.json",
+        "table.txt",
+        "tensorboard",
+    }
+    assert len(list((folder / "tensorboard").iterdir())) == 1
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["flags"]["slr"] == [5, 0.2]
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["seed"], r["epoch"], r["gradients"], r["stage"]) for r in records] == [
+        (seed, epoch, 2 * epoch, max(epoch, 1)) for seed in (0, 1) for epoch in (0, 1, 2)
+    ]
+    timing = records[1]["timing"]
+    assert 0 <= timing["waited"] <= timing["seconds"]
+    table = (folder / "table.txt").read_text()
+    assert "evaluated weights: final" in table
+    assert "fast weights: final" in table
+    capsys.readouterr()
+
+    with pytest.raises(SystemExit):
+        main.main([*flags.split(), "--lr", "x"])
+    assert "--lr: must be a positive number" in capsys.readouterr().err
+    assert main.main(flags.split()) == 2
+    assert "--resume would go on with it" in capsys.readouterr().err
+    assert main.main([*flags.split(), "--resume", "--lr", "0.3"]) == 1
+    assert "of another run: lr is 0.1 there and 0.3 here" in capsys.readouterr().err
+    assert main.main([*flags.split(), "--resume"]) == 0
+    again = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert again == records
+
+
+def error_line(flags, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main.main(flags.split())
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--lookahead 5", "--lookahead: must be k_α, got '5'"),
+        ("--lookahead 0_0.8", "--lookahead: must be a whole number, at least 1, got '0'"),
+        ("--lookahead 5_1.8", "--lookahead: must be more than 0 and at most 1, got '1.8'"),
+        ("--slr 5_-1", "--slr: must be 0 or more, got '-1'"),
+        ("--optim Adagrad", "--optim: must be one of SGD, Adam"),
+        ("--network ResNet-19", "--network: must be one of resnet"),
+        ("--dataset CIFAR-11", "--dataset: must be one of digits"),
+        ("--milestones 0.5,2", "--milestones: must be growing fractions below 1, or growing"),
+        ("--milestones 0.6,0.3", "--milestones: must be growing"),
+        ("--milestones 1,2", "--milestones: stage 3 of 3 has no epoch in 2 epochs"),
+        ("--gamma 0", "--gamma: must be a positive number"),
+        ("--momentum 1", "--momentum: must be at least 0 and below 1, got '1'"),
+        ("--stage_betas 1,2,3", "--stage_betas: must be one value or 2, for 2 stages, got (1.0"),
+        ("--stage_ks 5 --lookahead 5_0.8", "not with --lookahead or --slr"),
+        ("--stage_ks 50", "--milestones: stage 1 of 2 has no cycle of 50 steps in 2 epochs"),
+        ("--train_images 601", "--train_images: cannot train on 601 images of digits"),
+        ("--train_batch_size 800", "batch size 800: 600 training images"),
+        ("--train_batch_size 100", "batch size 100: 8 devices cannot share it"),
+        ("--network VGG-16", "network VGG-16: image_shape: must be at least 32"),
+        ("--data_path /nowhere", "--data_path: the digits come with scikit-learn"),
+        ("--SEED -1", "--seed: must be a whole number, at least 0, got '-1'"),
+        ("--exp_name a/b", "--exp_name: must be the name of a folder"),
+        ("--save_every 0", "--save_every: must be a whole number"),
+    ],
+)
+def test_wrong_flags(here, capsys, flags, message):
+    assert message in error_line(f"{SMALL} --train_batch_size 40 {flags}", capsys)
+    assert list(here.iterdir()) == []
