@@ -76,8 +76,8 @@ def launch(job: Job, console: Console) -> list[Record]:
       Diverged, Stopped, CheckpointError: as `training.train` does.
     """
     prepare_folder(job)
-    report.write_settings(job.folder, job.settings)
-    console.print(job.title, f"Results go to {job.folder}", "", sep="\n", highlight=False)
+    introduction = (job.title, f"Results go to {job.folder}", "")
+    console.print(*introduction, sep="\n", highlight=False, soft_wrap=True)
     records: list[Record] = []
     groups = [list(job.seeds)] if job.together else [[seed] for seed in job.seeds]
     with ExitStack() as open_things:
@@ -130,10 +130,7 @@ class Log(AbstractContextManager["Log"]):
     _before: dict[tuple[int, int], Record] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
-        path = self.job.folder / "metrics.jsonl"
-        if path.exists():
-            self._before = {(r["seed"], r["epoch"]): r for r in read_metrics(path)}
-        self._file = path.open("w")
+        self._file = None
         self._events = event_writer(self.job.folder) if self.job.tensorboard else None
         self._flops = flops_per_step(self.job.run)
         self._progress = Progress(
@@ -158,7 +155,8 @@ class Log(AbstractContextManager["Log"]):
         traceback: TracebackType | None,
     ) -> None:
         self._progress.stop()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._events is not None:
             self._events.close()
 
@@ -184,6 +182,9 @@ class Log(AbstractContextManager["Log"]):
 
     def write(self, epoch: Epoch) -> Record:
         """Writes an epoch to the files and the screen; returns the record as it is written."""
+        # Only now, when no checkpoint has been refused, what an earlier process left is replaced.
+        if self._file is None:
+            self._begin()
         run, timing = self.job.run, epoch.timing
         step = epoch.record["gradients"]
         record = {
@@ -208,6 +209,13 @@ class Log(AbstractContextManager["Log"]):
         if timing and record["epoch"] > 0:
             self.console.print(self._line(record), highlight=False, soft_wrap=True)
         return record
+
+    def _begin(self) -> None:
+        report.write_settings(self.job.folder, self.job.settings)
+        path = self.job.folder / "metrics.jsonl"
+        if path.exists():
+            self._before = {(r["seed"], r["epoch"]): r for r in read_metrics(path)}
+        self._file = path.open("w")
 
     def _line(self, record: Record) -> str:
         timing = record["timing"]
@@ -246,7 +254,8 @@ def summarise(job: Job, records: list[Record], console: Console) -> None:
     lines = list(report.summary(records, job.counts))
     (job.folder / "table.txt").write_text("\n".join(lines) + "\n")
     report.plot(records, labels, job.stages, job.title, job.folder / "curves.png")
-    console.print("", *lines, f"All of it is in {job.folder.resolve()}", sep="\n", highlight=False)
+    where = f"All of it is in {job.folder.resolve()}"
+    console.print("", *lines, where, sep="\n", highlight=False, soft_wrap=True)
 
 
 def read_metrics(path: Path) -> list[Record]:

@@ -162,7 +162,7 @@ def test_settings_of_each_stage_are_algorithm_3(cifar, monkeypatch):
         ((0.3, 0.6, 0.8), None, [30, 30, 20, 20]),
         ((3, 6), None, [30, 30, 40]),
         ((0.5,), (7, 4), [49, 52]),
-        ((0.3, 0.6, 0.8), (5, 10, 8, 3), [30, 30, 24, 18]),
+        ((0.3, 0.6, 0.8), (5, 10, 8, 3), [30, 30, 16, 24]),
     ],
 )
 def test_stages_end_at_milestones(milestones, ks, lengths):

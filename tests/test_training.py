@@ -151,7 +151,7 @@ def test_under_pmap_each_device_has_masks_of_its_own(small):
         network = nnx.merge(run.model.graph, state.params, stats, copy=True)
         return network.dropout(ones, deterministic=False)
 
-    state = compiled.put_states([training.init_state(run.model, run.tx, 0)])
+    state = compiled.put_state(training.init_state(run.model, run.tx, 0))
     masks = jax.pmap(mask_sums, devices.AXIS)(state, jnp.ones((8, 1, 64)))
     assert len({tuple(mask.ravel()) for mask in np.asarray(masks)}) == 8
 
@@ -162,7 +162,7 @@ def test_the_optimizer_gets_loss_and_further_gradients(small):
     state = training.init_state(run.model, run.tx, 0)
     batch = np.arange(8)
     pool = (small.train_images, small.train_labels)
-    inputs = run.model.inputs(small.train_images[batch])
+    inputs = small.standardise(small.train_images[batch])
 
     def gradient(params):
         value = functools.partial(
@@ -286,6 +286,19 @@ def test_seeds_together_go_on_too(small, tmp_path):
         next(epochs)
     checkpoints.wait()
     assert records(run, (1, 2), checkpoints=checkpoints) == want
+
+
+def test_another_number_of_devices_may_go_on(small, tmp_path):
+    run = make_run(small, networks.SoftmaxRegression, parallel="pmap", axis_name=devices.AXIS)
+    want = records(run)
+    checkpoints = Checkpoints(tmp_path, {})
+    epochs = training.train(run, (0,), checkpoints=checkpoints)
+    for _ in range(2):
+        next(epochs)
+    checkpoints.wait()
+    assert_close_records(
+        records(dataclasses.replace(run, devices=jax.devices()[:4]), checkpoints=checkpoints), want
+    )
 
 
 def test_a_checkpoint_of_another_run_is_refused(small, tmp_path):

@@ -41,7 +41,7 @@ class Steps(NamedTuple):
       train: `train_steps` from pool, state and batches on; the state is donated.
       evaluate: `eval_step` from pool, params, stats, batch and counted on.
       statistics: `statistics_step` from pool, params, stats, batch and number on.
-      put_states: the states of the seeds, one or several, as `train` takes them.
+      put_state: a state, with a leading axis of seeds if there are several, as `train` takes it.
       put_pool: images and labels for all devices.
       put_batches: batches with leading axes (seed, step, example) as `train` takes them.
       put_batch: one batch, or what belongs to it, with a leading axis of examples.
@@ -53,7 +53,7 @@ class Steps(NamedTuple):
     train: Callable[[Pool, State, Batch], tuple[State, jax.Array]]
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
     statistics: Callable[..., Tree]
-    put_states: Callable[[Sequence[State]], State]
+    put_state: Callable[[State], State]
     put_pool: Callable[[Pool], Pool]
     put_batches: Callable[[Batch], Batch]
     put_batch: Callable[[Batch], Batch]
@@ -127,10 +127,6 @@ def _sharded(
         train = jax.vmap(train, in_axes=(None, 0, 0))
     evaluate, statistics = _sharded_evaluation(model, together)
 
-    def put_states(states: Sequence[State]) -> State:
-        state = jax.tree.map(lambda *x: jax.numpy.stack(x), *states) if together else states[0]
-        return jax.device_put(state, everywhere)
-
     def put_batches(batches: Batch) -> Batch:
         spec = P(None, None, AXIS) if together else P(None, AXIS)
         own = jax.tree.map(lambda x: x if together else x[0], batches)
@@ -141,7 +137,7 @@ def _sharded(
         train=jax.jit(train, donate_argnums=1, out_shardings=everywhere),
         evaluate=evaluate,
         statistics=statistics,
-        put_states=put_states,
+        put_state=lambda state: jax.device_put(state, everywhere),
         put_pool=lambda pool: jax.device_put(pool, everywhere),
         put_batches=put_batches,
         put_batch=lambda batch: jax.device_put(batch, NamedSharding(mesh, P(AXIS))),
@@ -188,7 +184,7 @@ def _pmapped(
         ),
         evaluate=pmap(eval_step, (0, 0, 0, 0, 0)),
         statistics=pmap(statistics_step, (0, 0, 0, 0, None)),
-        put_states=lambda states: replicate(states[0]),
+        put_state=replicate,
         put_pool=replicate,
         put_batches=lambda batches: jax.tree.map(lambda x: split(x[0], 1), batches),
         put_batch=lambda batch: jax.tree.map(lambda x: split(np.asarray(x), 0), batch),

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from data import Dataset, Stream
@@ -18,7 +19,7 @@ from data import batches as index_batches
 from training import devices
 from training.checkpoints import Checkpoints
 from training.evaluation import RECALIBRATION_BATCHES, SlowParams, evaluate
-from training.steps import Model, init_state
+from training.steps import Model, State, init_state
 
 Record = dict[str, Any]
 
@@ -138,12 +139,13 @@ def train(
         run.model, run.tx, run.devices, parallel=run.parallel, together=together
     )
     pools = _pools(run.dataset, steps.put_pool)
-    state = steps.put_states([init_state(run.model, run.tx, seed) for seed in seeds])
+    start = _initial(run, seeds)
     records: list[Record] = []
     done, compiled = 0, False
-    if checkpoints is not None and (saved := checkpoints.restore(state)) is not None:
-        done, state, records = saved
+    if checkpoints is not None and (saved := checkpoints.restore(start)) is not None:
+        done, start, records = saved
         yield from (Epoch(record, {}) for record in records)
+    state = steps.put_state(start)
 
     stream = _batches(run, seeds, start=done)
     pending: collections.deque[tuple[int, jax.Array]] = collections.deque()
@@ -160,7 +162,7 @@ def train(
     def save() -> None:
         if checkpoints is not None:
             look(0)
-            checkpoints.save(done, state, records)
+            checkpoints.save(done, steps.get_state(state), records)
 
     def recalibration() -> Iterator[Any]:
         for batch, _ in zip(
@@ -229,6 +231,12 @@ def train(
         yield from (Epoch(record, timing) for record in new)
     if checkpoints is not None:
         checkpoints.wait()
+
+
+def _initial(run: Run, seeds: Sequence[int]) -> State:
+    """The state before the first step, of one seed or with a leading axis of several."""
+    states = [init_state(run.model, run.tx, seed) for seed in seeds]
+    return states[0] if len(seeds) == 1 else jax.tree.map(lambda *x: jnp.stack(x), *states)
 
 
 def flops_per_step(run: Run) -> float | None:

@@ -57,11 +57,23 @@ class Model:
                 module.momentum = 0.0
         return nnx.split(model)[0]
 
-    def inputs(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Raw images as the network takes them, augmented if there is a key to do it by."""
-        if self.augmented and key is not None:
-            images = crop_and_flip(key, images)
-        return self.dataset.standardise(images, self.input_norm)
+    def take(
+        self, pool: Pool, batch: Batch, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """What the network gets of a batch, and its labels.
+
+        Args:
+          pool: images and labels that a batch names, or empty.
+          batch: indices into the pool, or images and labels.
+          key: what the images of a pool are augmented by, if they are; None for them as they are.
+        """
+        if not pool:
+            images, labels = batch
+        else:
+            images, labels = pool[0], pool[1][batch]
+            augmented = self.augmented and key is not None
+            images = crop_and_flip(key, images, batch) if augmented else images[batch]
+        return self.dataset.standardise(images, self.input_norm), labels
 
     def _abstract(self) -> nnx.Module:
         return nnx.eval_shape(lambda: self.make(rngs=nnx.Rngs(0), axis_name=self.axis_name))
@@ -134,9 +146,8 @@ def train_step(
     The optimizer may ask for the loss (`value=`, as AdaLoss does) and for further gradients on
     the same batch (`grad_fn=`, as SAM and Lookbehind do). Those leave the statistics alone.
     """
-    images, labels = take(pool, batch)
     key = _own(model, jax.random.fold_in(state.key, state.step))
-    inputs = model.inputs(images, key)
+    inputs, labels = model.take(pool, batch, key)
     stats = jax.tree.map(lambda x: _own(model, x) if _is_key(x) else x, state.stats)
 
     def loss_at(params: Tree) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
@@ -177,8 +188,8 @@ def eval_step(
     model: Model, pool: Pool, params: Tree, stats: Tree, batch: Batch, counted: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The sums of the cross-entropy and of the correct answers, over those that count."""
-    images, labels = take(pool, batch)
-    logits = nnx.merge(model.graph, params, stats, copy=True)(model.inputs(images), train=False)
+    inputs, labels = model.take(pool, batch)
+    logits = nnx.merge(model.graph, params, stats, copy=True)(inputs, train=False)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     correct = logits.argmax(-1) == labels
     return jnp.sum(jnp.where(counted, loss, 0)), jnp.sum(counted & correct)
@@ -188,17 +199,10 @@ def statistics_step(
     model: Model, pool: Pool, params: Tree, stats: Tree, batch: Batch, number: jax.Array
 ) -> Tree:
     """What a training batch alone would have batch normalisation remember."""
-    images, _ = take(pool, batch)
-    key = _own(model, jax.random.key(number))
+    inputs, _ = model.take(pool, batch, _own(model, jax.random.key(number)))
     network = nnx.merge(model.forgetful_graph, params, stats, copy=True)
-    network(model.inputs(images, key), train=True)
+    network(inputs, train=True)
     return nnx.as_pure(nnx.state(network, nnx.Not(nnx.Param)))
-
-
-def take(pool: Pool, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Images and labels of a batch: those of the pool that it names, or those that it is."""
-    images, labels = (part[batch] for part in pool) if pool else batch
-    return images, labels
 
 
 def _mean(model: Model, tree: Tree) -> Tree:
