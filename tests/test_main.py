@@ -248,7 +248,7 @@ def error_line(flags, capsys):
         ("--stage_ks 5 --lookahead 5_0.8", "not with --lookahead or --slr"),
         ("--stage_ks 50", "--milestones: stage 1 of 2 has no cycle of 50 steps in 2 epochs"),
         ("--train_images 601", "--train_images: cannot train on 601 images of digits"),
-        ("--train_batch_size 800", "batch size 800: 600 training images"),
+        ("--train_batch_size 800", "batch size 800: there are 600 training images"),
         ("--train_batch_size 100", "batch size 100: 8 devices cannot share it"),
         ("--network VGG-16", "network VGG-16: image_shape: must be at least 32"),
         ("--data_path /nowhere", "--data_path: the digits come with scikit-learn"),
