@@ -6,47 +6,34 @@ import optax
 
 from slrla_jax import adabound
 
-Inner = Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
+Rate = optax.ScalarOrSchedule
+# From learning rate, momentum (of SGD; b1 of the others) and weight decay.
+Inner = Callable[[Rate, float, float], optax.GradientTransformation]
 
 
-def sgd(
-    learning_rate: optax.ScalarOrSchedule, momentum: float, weight_decay: float
-) -> optax.GradientTransformation:
-    """SGD with momentum; weight decay in the gradient, as L2 regularisation."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum or None)
-    )
+def in_the_gradient(make: Callable[[Rate, float], optax.GradientTransformation]) -> Inner:
+    """An optimizer that sees its weight decay as a part of the gradient: L2 regularisation."""
 
+    def inner(
+        learning_rate: Rate, momentum: float, weight_decay: float
+    ) -> optax.GradientTransformation:
+        decay = optax.add_decayed_weights(weight_decay)
+        return optax.chain(decay, make(learning_rate, momentum))
 
-def adam(
-    learning_rate: optax.ScalarOrSchedule, momentum: float, weight_decay: float
-) -> optax.GradientTransformation:
-    """Adam; weight decay in the gradient, as PyTorch's `Adam` has it."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.adam(learning_rate, b1=momentum)
-    )
+    return inner
 
 
 def adamw(
-    learning_rate: optax.ScalarOrSchedule, momentum: float, weight_decay: float
+    learning_rate: Rate, momentum: float, weight_decay: float
 ) -> optax.GradientTransformation:
-    """AdamW; weight decay beside the gradient."""
+    """Adam with the weight decay beside the gradient."""
     return optax.adamw(learning_rate, b1=momentum, weight_decay=weight_decay)
 
 
-def radam(
-    learning_rate: optax.ScalarOrSchedule, momentum: float, weight_decay: float
-) -> optax.GradientTransformation:
-    """RAdam; weight decay in the gradient, as PyTorch's `RAdam` has it."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.radam(learning_rate, b1=momentum)
-    )
-
-
 def adabelief(
-    learning_rate: optax.ScalarOrSchedule, momentum: float, weight_decay: float
+    learning_rate: Rate, momentum: float, weight_decay: float
 ) -> optax.GradientTransformation:
-    """AdaBelief; weight decay beside the gradient, which its authors' code has by default."""
+    """AdaBelief with the weight decay beside the gradient, its authors' default."""
     return optax.chain(
         optax.scale_by_belief(b1=momentum),
         optax.add_decayed_weights(weight_decay),
@@ -54,18 +41,11 @@ def adabelief(
     )
 
 
-def adabound_l2(
-    learning_rate: optax.ScalarOrSchedule, momentum: float, weight_decay: float
-) -> optax.GradientTransformation:
-    """AdaBound; weight decay in the gradient, as its authors' code has it."""
-    return adabound(learning_rate, b1=momentum, weight_decay=weight_decay)
-
-
-INNER: dict[str, Callable[[optax.ScalarOrSchedule, float, float], optax.GradientTransformation]] = {
-    "SGD": sgd,
-    "Adam": adam,
+INNER: dict[str, Inner] = {
+    "SGD": in_the_gradient(lambda rate, momentum: optax.sgd(rate, momentum or None)),
+    "Adam": in_the_gradient(lambda rate, b1: optax.adam(rate, b1=b1)),
     "AdamW": adamw,
-    "RAdam": radam,
+    "RAdam": in_the_gradient(lambda rate, b1: optax.radam(rate, b1=b1)),
     "AdaBelief": adabelief,
-    "AdaBound": adabound_l2,
+    "AdaBound": in_the_gradient(lambda rate, b1: adabound(rate, b1=b1)),
 }
