@@ -116,6 +116,15 @@ def test_several_steps_in_one_call_are_the_same_steps(small):
     assert one[-1]["test_loss"] < one[0]["test_loss"]
 
 
+def test_a_step_takes_the_place_of_the_state_before(small):
+    run = make_run(small, networks.SoftmaxRegression)
+    compiled = devices.compile_steps(run.model, run.tx, run.devices, parallel="jit", together=False)
+    pool = compiled.put_pool((small.train_images, small.train_labels))
+    before = compiled.put_state(training.init_state(run.model, run.tx, 0))
+    compiled.train(pool, before, compiled.put_batches(np.arange(8)[None, None]))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+
+
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_eight_devices_give_the_run_of_one(small, parallel):
     """Batch normalisation over the global batch; no dropout, which draws for each device."""
@@ -245,17 +254,12 @@ def test_going_on_equals_not_stopping(small, tmp_path, moment):
     whole = Checkpoints(tmp_path / "whole", {"a": 1})
     want = records(run, checkpoints=whole)
 
-    class StopAt:
-        requested = False
-
-    stop = StopAt()
     parts = Checkpoints(tmp_path / "parts", {"a": 1}, every=moment)
     before = []
     for epoch in training.train(run, (0,), checkpoints=parts):
         before.append(epoch.record)
         if len(before) == 2:
             break
-    del stop
     parts.wait()
     assert parts.last in (moment, 6)
     assert records(run, checkpoints=parts) == want
