@@ -7,6 +7,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from x64 import enable_x64
 
 from slrla_jax import adabound, lookahead
 
@@ -50,7 +51,7 @@ def test_follows_the_formula(seed, rate, final_lr, gamma, weight_decay, decays):
     rng = np.random.default_rng(seed)
     theta, gradients = rng.normal(size=5), rng.normal(size=(20, 5)) * [1e-3, 0.1, 1, 10, 0]
     rates = [rate * 0.5 ** (decays * (t // 7)) for t in range(20)]
-    with jax.enable_x64(True):
+    with enable_x64(True):
         # (optax's own schedules compute in float32.)
         schedule = (lambda count: jnp.asarray(rates)[count]) if decays else rate
         tx = adabound(schedule, final_lr=final_lr, gamma=gamma, weight_decay=weight_decay)
@@ -62,7 +63,7 @@ def test_follows_the_formula(seed, rate, final_lr, gamma, weight_decay, decays):
 def test_wide_bounds_are_adam():
     rng = np.random.default_rng(0)
     theta, gradients = rng.normal(size=5), rng.normal(size=(10, 5))
-    with jax.enable_x64(True):
+    with enable_x64(True):
         # γ = 1e-9: from f·1e-9·t to f·1e9/t, which binds nothing here.
         bounded = run(adabound(1e-2, gamma=1e-9), theta, gradients)
         # ε enters before the correction of the bias here, after it in Adam.
@@ -73,7 +74,7 @@ def test_wide_bounds_are_adam():
 def test_closed_bounds_are_sgd_with_averaged_momentum():
     rng = np.random.default_rng(0)
     theta, gradients = rng.normal(size=5), rng.normal(size=(10, 5))
-    with jax.enable_x64(True):
+    with enable_x64(True):
         bounded = run(adabound(1e-3, final_lr=0.1, gamma=1e12), theta, gradients)
         sgd = run(optax.chain(optax.ema(0.9, debias=False), optax.sgd(0.1)), theta, gradients)
     np.testing.assert_allclose(bounded, sgd, rtol=1e-10)

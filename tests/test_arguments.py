@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from transforms_table import quick_jit
+from x64 import enable_x64
 
 from slrla_jax import (
     Stage,
@@ -171,7 +172,7 @@ def test_dtypes_that_no_copy_can_have(value):
 
 
 def test_float64_copies_with_x64():
-    with jax.enable_x64(True):
+    with enable_x64(True):
         params = {"w": jnp.ones(2, jnp.float32)}
         state = lookahead(INNER, slow_dtype="float64").init(params)
         assert slow_params(state, params)["w"].dtype == jnp.float64

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
+from x64 import enable_x64
 
 import slrla_jax
 
@@ -129,7 +130,7 @@ def assert_close(path, expected, **tolerance):
 def test_follows_the_released_loop(inner, k, rho, alpha, eta, how):
     numpy_inner, optax_inner = INNER[inner]
     adaptive = {} if eta is None else {"adaptive_rho": True, "eta": eta}
-    with jax.enable_x64(True):
+    with enable_x64(True):
         tx = slrla_jax.lookbehind(optax_inner, k, rho, alpha, cosine=how, **adaptive)
         path = run(tx, 4)
     assert_close(path, reference(numpy_inner(), 4, k, rho, alpha, eta, how), rtol=1e-9, atol=1e-9)

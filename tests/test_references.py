@@ -14,14 +14,10 @@ import pytest
 import references
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from x64 import enable_x64
 
 import slrla_jax
 from slrla_jax import LookaheadState, Stage, StagewiseProxState, slow_params
-
-try:
-    from jax import enable_x64
-except ImportError:  # before JAX 0.8
-    from jax.experimental import enable_x64
 
 STEPS = 40
 ONE = np.ones(STEPS)

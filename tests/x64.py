@@ -1,0 +1,8 @@
+"""`enable_x64`, wherever the installed version of jax has it."""
+
+try:
+    from jax import enable_x64
+except ImportError:
+    from jax.experimental import enable_x64
+
+__all__ = ["enable_x64"]
