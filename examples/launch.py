@@ -185,7 +185,7 @@ class Log(AbstractContextManager["Log"]):
     def write(self, epoch: Epoch) -> Record:
         """Writes an epoch to the files and the screen; returns the record as it is written."""
         run, timing = self.job.run, epoch.timing
-        step = epoch.record["gradients"]
+        step = epoch.record["steps"]
         record = {
             "optimizer": run.label,
             **epoch.record,
@@ -213,7 +213,7 @@ class Log(AbstractContextManager["Log"]):
         timing = record["timing"]
         test, fast = record.get("test_accuracy"), record.get("fast_test_accuracy")
         return (
-            f"{self._who(record['seed'])}  {self._where(record['gradients'])}  "
+            f"{self._who(record['seed'])}  {self._where(record['steps'])}  "
             f"loss {record['batch_loss']:.4f}"
             + ("" if test is None else f"  test {100 * test:5.2f} %")
             + ("" if fast is None else f" (fast {100 * fast:5.2f})")
