@@ -32,7 +32,7 @@ def make_parser() -> flags.Parser:
     parser = trained.make_parser(
         "noisy_weights.py",
         "Accuracy of trained weights under Gaussian noise of growing size.",
-        epochs=30,
+        epochs=15,
         batch_size=64,
     )
     add = parser.add_argument_group("what is measured").add_argument

@@ -25,7 +25,7 @@ from analysis.sequential import Task, average_accuracy, forgetting, learn, split
 from flax import nnx
 from measures import Measure
 from trained import OnStep, Record
-from training import Model, Run, State, init_state, init_weights
+from training import Model, Run, State, init_state
 
 COLUMNS = (
     Measure("learning_accuracy", "accuracy in %\nonce learnt", scale=100),
@@ -47,7 +47,7 @@ def make_parser() -> flags.Parser:
     parser = trained.make_parser(
         "sequential.py",
         "Accuracy and forgetting when the classes of a data set come one task after the other.",
-        epochs=20,
+        epochs=15,
         batch_size=32,
     )
     parser.add_argument_group("the tasks").add_argument(
@@ -102,7 +102,8 @@ class Learner:
             )
             return Weights(end.params, end.stats)
 
-        weights = Weights(*init_weights(run.model, seed))
+        begin = init_state(run.model, run.tx, seed)
+        weights = Weights(begin.params, begin.stats)
         matrix, weights = learn(self.tasks, weights, train, self.accuracy)
         steps = run.steps * len(self.tasks)
         return {

@@ -21,7 +21,7 @@ import trained
 from analysis.sharpness import Loss, largest_eigenvalue, worst_loss
 from measures import Measure
 from trained import OnStep, Record
-from training import Run, init_weights, loss_fn
+from training import Run, init_state, loss_fn
 
 COLUMNS = (
     Measure("test_accuracy", "accuracy\nin %", scale=100),
@@ -36,7 +36,7 @@ def make_parser() -> flags.Parser:
     parser = trained.make_parser(
         "sharpness.py",
         "Sharpness of trained weights: the Hessian's largest eigenvalue, the worst loss nearby.",
-        epochs=30,
+        epochs=15,
         batch_size=64,
     )
     add = parser.add_argument_group("what is measured").add_argument
@@ -69,9 +69,9 @@ def batch_loss(run: Run, examples: int) -> Loss:
     images, labels = (
         jnp.asarray(x[:examples]) for x in (run.dataset.train_images, run.dataset.train_labels)
     )
-    _, stats = init_weights(run.model, 0)  # They have no influence.
+    stats = init_state(run.model, run.tx, 0).stats  # They have no influence.
     inputs = run.model.inputs(images)
-    return lambda params: loss_fn(params, stats, run.model, inputs, labels)[0]
+    return jax.jit(lambda params: loss_fn(params, stats, run.model, inputs, labels)[0])
 
 
 def measure(
