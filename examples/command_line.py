@@ -37,8 +37,13 @@ AUGMENTED = ("cifar10", "cifar100")
 NOT_IN_THE_RESULT = ("data_path", "root", "exp_name", "resume", "checkpoint", "save_every")
 
 
-def add_flags(parser: flags.Parser, *, epochs: str, batch_size: str, network: str) -> None:
-    """Adds the flags that all training programs have, some under a name of the program's own."""
+def add_flags(
+    parser: flags.Parser, *, epochs: str, batch_size: str, network: str, input_norm: str | None
+) -> None:
+    """Adds the flags that all training programs have, some under a name of the program's own.
+
+    Without a flag for `input_norm` images are always standardised.
+    """
     add = parser.add_argument_group("what is trained on what").add_argument
     add(
         "--dataset",
@@ -62,14 +67,26 @@ def add_flags(parser: flags.Parser, *, epochs: str, batch_size: str, network: st
         metavar="NAME",
         help=f"{', '.join(networks.NETWORKS)}, in any spelling (default: %(default)s)",
     )
-    add(
-        "--input_norm",
-        action="store_true",
-        help="standardise the channels of the images; else pixels are scaled to between 0 and 1",
-    )
+    if input_norm is None:
+        parser.set_defaults(input_norm=True)
+    else:
+        add(
+            input_norm,
+            dest="input_norm",
+            action="store_true",
+            help="standardise the channels of the images; else pixels are scaled to between 0 and "
+            "1",
+        )
     add("--bf16", action="store_true", help="compute in bfloat16; params stay in float32")
     add = parser.add_argument_group("how long, and from where").add_argument
-    add(epochs, dest="epochs", type=flags.count, metavar="N", default=100, help="(default: 100)")
+    add(
+        epochs,
+        dest="epochs",
+        type=flags.count,
+        metavar="N",
+        default=100,
+        help="passes over the training images (default: %(default)s)",
+    )
     add(
         batch_size,
         dest="batch_size",
@@ -192,6 +209,7 @@ def job_of(
     slow_params: Any,
     learning_rate: optax.Schedule,
     stages: Sequence[tuple[float, int]],
+    gradients_per_step: int = 1,
 ) -> Job:
     """The job: the optimizer's part, and what the common flags say.
 
@@ -202,6 +220,7 @@ def job_of(
       slow_params: reads the slow weights from optimizer state and params; None without any.
       learning_rate: of a 0-based optimizer step.
       stages: learning rate of each stage, and the step at which it ends; the last ends the run.
+      gradients_per_step: how many the optimizer takes.
     """
     name = args.exp_name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     run = Run(
@@ -217,6 +236,7 @@ def job_of(
         recalibrate=slow_params is not None and bool(_batch_statistics(model)),
         parallel=args.parallel,
         steps_per_dispatch=steps_per_dispatch(),
+        gradients_per_step=gradients_per_step,
     )
     params = nnx.state(nnx.eval_shape(lambda: model.make(rngs=nnx.Rngs(0))), nnx.Param)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -232,11 +252,13 @@ def job_of(
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "flags": values,
             "stages": [{"learning_rate": rate, "last_step": end} for rate, end in stages],
+            "gradients_per_run": run.steps * gradients_per_step,
         },
         fingerprint={n: v for n, v in values.items() if n not in NOT_IN_THE_RESULT},
         title=f"{args.dataset}, {model.dataset.train_size:,} training and "
         f"{model.dataset.test_size:,} test images; {args.network}, {size:,} parameters; "
-        f"{args.epochs} epochs, {run.steps:,} steps of {args.batch_size} images",
+        f"{args.epochs} epochs, {run.steps:,} steps of {args.batch_size} images"
+        + (f" with {gradients_per_step} gradients each" if gradients_per_step > 1 else ""),
         together=args.seeds > 1 and seeds_together_are_faster(),
         save_every=args.save_every,
         resume=args.resume,

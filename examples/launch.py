@@ -186,7 +186,7 @@ class Log(AbstractContextManager["Log"]):
         if self._file is None:
             self._begin()
         run, timing = self.job.run, epoch.timing
-        step = epoch.record["gradients"]
+        step = epoch.record["steps"]
         record = {
             "optimizer": run.label,
             **epoch.record,
@@ -221,7 +221,7 @@ class Log(AbstractContextManager["Log"]):
         timing = record["timing"]
         test, fast = record.get("test_accuracy"), record.get("fast_test_accuracy")
         return (
-            f"{self._who(record['seed'])}  {self._where(record['gradients'])}  "
+            f"{self._who(record['seed'])}  {self._where(record['steps'])}  "
             f"loss {record['batch_loss']:.4f}"
             + ("" if test is None else f"  test {100 * test:5.2f} %")
             + ("" if fast is None else f" (fast {100 * fast:5.2f})")

@@ -31,7 +31,11 @@ def make_parser() -> flags.Parser:
         prog="main.py", description="Train a network of the SLRLA paper, as its released code does."
     )
     command_line.add_flags(
-        parser, epochs="--tr_epochs", batch_size="--train_batch_size", network="--network"
+        parser,
+        epochs="--tr_epochs",
+        batch_size="--train_batch_size",
+        network="--network",
+        input_norm="--input_norm",
     )
     add = parser.add_argument_group("optimizer").add_argument
     add(

@@ -131,10 +131,10 @@ def table(records: Records, labels: Mapping[str, str]) -> Table:
         budgets = sorted(set(by_seed(records, name, "gradients")[:, -1]))
         result.add_row(
             label,
-            _mean_and_deviation(test[:, -1]),
-            _mean_and_deviation(test[:, 1:].max(axis=1)),
-            _mean_and_deviation(fast[:, 1:].max(axis=1)),
-            _mean_and_deviation(by_seed(records, name, "train_loss")[:, -1], ".4f"),
+            mean_and_deviation(test[:, -1]),
+            mean_and_deviation(test[:, 1:].max(axis=1)),
+            mean_and_deviation(fast[:, 1:].max(axis=1)),
+            mean_and_deviation(by_seed(records, name, "train_loss")[:, -1], ".4f"),
             " / ".join(f"{budget:,}" for budget in budgets),
         )
     return result
@@ -148,7 +148,7 @@ def comparison(records: Records, labels: Mapping[str, str]) -> list[str]:
     for name in others:
         difference = final[name] - final[first]
         lines.append(
-            f"{labels[name]} − {labels[first]}: {_mean_and_deviation(difference, '+z.2f')} points; "
+            f"{labels[name]} − {labels[first]}: {mean_and_deviation(difference, '+z.2f')} points; "
             f"better from {(difference > 0).sum()} of {len(difference)} seeds, "
             f"worse from {(difference < 0).sum()}"
         )
@@ -178,7 +178,7 @@ def plot(
             streamed = np.isnan(evaluated).all()
             _curve(loss, by_seed(records, name, "batch_loss") if streamed else evaluated, **look)
             _curve(accuracy, 100 * by_seed(records, name, "test_accuracy"), **look)
-        per_epoch = by_seed(records, next(iter(labels)), "gradients")[0, 1]
+        per_epoch = by_seed(records, next(iter(labels)), "steps")[0, 1]
         for axes in (loss, accuracy):
             _mark_stages(axes, stages, per_epoch)
             axes.set_xlabel("epoch")
@@ -246,8 +246,8 @@ def summary(records: Records, counts: str) -> Iterator[str]:
         if not np.isnan(accuracy).all():
             final, at_best = accuracy[:, -1], accuracy[np.arange(len(best)), best]
             yield (
-                f"{weights}: final {_mean_and_deviation(final)}, "
-                f"best epoch {_mean_and_deviation(at_best)}"
+                f"{weights}: final {mean_and_deviation(final)}, "
+                f"best epoch {mean_and_deviation(at_best)}"
             )
 
 
@@ -262,7 +262,8 @@ def notes(records: Records) -> str:
     )
 
 
-def _mean_and_deviation(values: np.ndarray, form: str = ".2f") -> str:
+def mean_and_deviation(values: np.ndarray, form: str = ".2f") -> str:
+    """Mean ± standard deviation, of a single value itself; a dash where there is none."""
     if np.isnan(values).any():
         return "–"
     mean = f"{values.mean():{form}}"

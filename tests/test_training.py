@@ -118,7 +118,7 @@ def test_several_steps_in_one_call_are_the_same_steps(small):
 
 def test_a_step_takes_the_place_of_the_state_before(small):
     run = make_run(small, networks.SoftmaxRegression)
-    compiled = devices.compile_steps(run.model, run.tx, run.devices, parallel="jit", together=False)
+    compiled = devices.compile_steps(run.model, run.tx, tuple(run.devices), parallel="jit", together=False)
     pool = compiled.put_pool((small.train_images, small.train_labels))
     before = compiled.put_state(training.init_state(run.model, run.tx, 0))
     compiled.train(pool, before, compiled.put_batches(np.arange(8)[None, None]))
@@ -150,7 +150,7 @@ def test_eight_devices_give_the_run_of_one(small, parallel):
 def test_under_pmap_each_device_has_masks_of_its_own(small):
     run = make_run(small, one_device=False, parallel="pmap", axis_name=devices.AXIS)
     compiled = devices.compile_steps(
-        run.model, run.tx, run.devices, parallel="pmap", together=False
+        run.model, run.tx, tuple(run.devices), parallel="pmap", together=False
     )
 
     def mask_sums(state, ones):
@@ -230,7 +230,9 @@ def test_evaluation_may_be_rarer(small):
 
 def test_recalibrated_statistics_are_means_over_batches(small):
     run = make_run(small)
-    compiled = devices.compile_steps(run.model, run.tx, run.devices, parallel="jit", together=False)
+    compiled = devices.compile_steps(
+        run.model, run.tx, tuple(run.devices), parallel="jit", together=False
+    )
     state = training.init_state(run.model, run.tx, 0)
     pool = compiled.put_pool((small.train_images, small.train_labels))
     batches = [np.arange(8), np.arange(8, 16), np.arange(3, 11)]

@@ -3,8 +3,11 @@
 - `comparison`: stagewise SGD, Lookahead and SLRLA with one recipe, for `compare.py`.
 - `inner`: the optimizers of the paper's Table 3 that Lookahead may be put around.
 - `released`: what the command line of the paper's released code asks for.
+- `minimizers`: the same for Lookbehind: SGD, SAM, ASAM and Lookbehind, with its recipe.
+- `by_name`: those of the package with settings, for programs that compare trained weights.
 """
 
+from optimizers.by_name import NAMED, Named
 from optimizers.comparison import (
     LEARNING_RATE_DIVISOR,
     MOMENTUM,
@@ -15,18 +18,32 @@ from optimizers.comparison import (
     outer_steps,
 )
 from optimizers.inner import INNER
+from optimizers.minimizers import (
+    MINIMIZERS,
+    ascent_steps,
+    find_minimizer,
+    minimizer,
+    quarters,
+)
 from optimizers.released import piecewise, released, stage_lengths
 
 __all__ = [
     "INNER",
     "LEARNING_RATE_DIVISOR",
+    "MINIMIZERS",
     "MOMENTUM",
+    "NAMED",
     "OPTIMIZERS",
     "WEIGHT_DECAY",
+    "Named",
     "Optimizer",
     "Recipe",
+    "ascent_steps",
+    "find_minimizer",
+    "minimizer",
     "outer_steps",
     "piecewise",
+    "quarters",
     "released",
     "stage_lengths",
 ]

@@ -10,7 +10,7 @@
 from training.checkpoints import CheckpointError, Checkpoints
 from training.devices import AXIS, PARALLEL, seeds_together_are_faster, steps_per_dispatch
 from training.loop import Diverged, Epoch, Run, Stop, Stopped, flops_per_step, train
-from training.steps import Model, init_state, init_weights
+from training.steps import Model, State, eval_step, init_state, init_weights, loss_fn
 
 __all__ = [
     "AXIS",
@@ -21,11 +21,14 @@ __all__ = [
     "Epoch",
     "Model",
     "Run",
+    "State",
     "Stop",
     "Stopped",
+    "eval_step",
     "flops_per_step",
     "init_state",
     "init_weights",
+    "loss_fn",
     "seeds_together_are_faster",
     "steps_per_dispatch",
     "train",

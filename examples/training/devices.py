@@ -100,10 +100,11 @@ def flops_per_step(
     return (cost.cost_analysis() or {}).get("flops")
 
 
+@functools.lru_cache(maxsize=1)  # The seeds of a run share the steps, and compile them once.
 def compile_steps(
     model: Model,
     tx: optax.GradientTransformation,
-    devices: Sequence[jax.Device],
+    devices: tuple[jax.Device, ...],
     *,
     parallel: str,
     together: bool,

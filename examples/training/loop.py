@@ -54,6 +54,7 @@ class Run:
       parallel: how devices share a batch; one of `devices.PARALLEL`.
       devices: which do; all there are unless others are given.
       steps_per_dispatch: how many steps are compiled into one call.
+      gradients_per_step: how many gradients a step takes, for the records.
     """
 
     label: str
@@ -69,6 +70,7 @@ class Run:
     parallel: str = "jit"
     devices: Sequence[jax.Device] = field(default_factory=jax.devices)
     steps_per_dispatch: int = 1
+    gradients_per_step: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -111,7 +113,9 @@ def train(
     *,
     checkpoints: Checkpoints | None = None,
     stop: Stop | None = None,
+    start: Callable[[Model, optax.GradientTransformation, int], State] = init_state,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    on_end: Callable[[State], None] = lambda state: None,
 ) -> Iterator[Epoch]:
     """Trains from some seeds together, and yields one entry per epoch and seed.
 
@@ -124,7 +128,10 @@ def train(
       seeds: of weights, batches and augmentation.
       checkpoints: where to save, and to go on from.
       stop: a request to save and leave.
+      start: makes the state before the first step from model, optimizer and seed; another than
+        `init_state` may go on from weights that are there, which are given away.
       on_step: is told the step and its mean loss, some steps late so that nobody waits.
+      on_end: is given the state after the last step, with an axis of seeds if they are several.
 
     Yields:
       An `Epoch` for each epoch and seed, in this order.
@@ -136,16 +143,16 @@ def train(
     """
     together = len(seeds) > 1
     steps = devices.compile_steps(
-        run.model, run.tx, run.devices, parallel=run.parallel, together=together
+        run.model, run.tx, tuple(run.devices), parallel=run.parallel, together=together
     )
     pools = _pools(run.dataset, steps.put_pool)
-    start = _initial(run, seeds)
+    initial = _together([start(run.model, run.tx, seed) for seed in seeds])
     records: list[Record] = []
     done, compiled = 0, False
-    if checkpoints is not None and (saved := checkpoints.restore(start)) is not None:
-        done, start, records = saved
+    if checkpoints is not None and (saved := checkpoints.restore(initial)) is not None:
+        done, initial, records = saved
         yield from (Epoch(record, {}) for record in records)
-    state = steps.put_state(start)
+    state = steps.put_state(initial)
 
     stream = _batches(run, seeds, start=done)
     pending: collections.deque[tuple[int, jax.Array]] = collections.deque()
@@ -219,7 +226,12 @@ def train(
             "images_per_second": (done - begin) * run.batch_size * len(seeds) / seconds,
         }
         new = [
-            {"seed": seed, "epoch": epoch, "gradients": done}
+            {
+                "seed": seed,
+                "epoch": epoch,
+                "steps": done,
+                "gradients": done * run.gradients_per_step,
+            }
             | {name: float(value[n]) for name, value in measured.items()}
             for n, seed in enumerate(seeds)
         ]
@@ -231,12 +243,12 @@ def train(
         yield from (Epoch(record, timing) for record in new)
     if checkpoints is not None:
         checkpoints.wait()
+    on_end(steps.get_state(state))
 
 
-def _initial(run: Run, seeds: Sequence[int]) -> State:
-    """The state before the first step, of one seed or with a leading axis of several."""
-    states = [init_state(run.model, run.tx, seed) for seed in seeds]
-    return states[0] if len(seeds) == 1 else jax.tree.map(lambda *x: jnp.stack(x), *states)
+def _together(states: Sequence[State]) -> State:
+    """One state, or several as one with a leading axis of seeds."""
+    return states[0] if len(states) == 1 else jax.tree.map(lambda *x: jnp.stack(x), *states)
 
 
 def flops_per_step(run: Run) -> float | None:
