@@ -36,7 +36,7 @@ def runs_of(program, *flags):
 @pytest.mark.parametrize(
     ("program", "optimizer", "flags", "gradients", "key", "form"),
     [
-        (sharpness, "lookbehind_sam", "--examples 50 --iterations 5", 54, "eigenvalue", ".3g"),
+        (sharpness, "sam", "--examples 50 --iterations 5", 36, "eigenvalue", ".3g"),
         (noisy_weights, "slrla", "--sizes 0,3 --draws 2", 18, "accuracy_3", ".2f"),
         (sequential, "sgd", "", 30, "average_accuracy", ".2f"),
     ],
