@@ -118,7 +118,9 @@ def test_several_steps_in_one_call_are_the_same_steps(small):
 
 def test_a_step_takes_the_place_of_the_state_before(small):
     run = make_run(small, networks.SoftmaxRegression)
-    compiled = devices.compile_steps(run.model, run.tx, tuple(run.devices), parallel="jit", together=False)
+    compiled = devices.compile_steps(
+        run.model, run.tx, tuple(run.devices), parallel="jit", together=False
+    )
     pool = compiled.put_pool((small.train_images, small.train_labels))
     before = compiled.put_state(training.init_state(run.model, run.tx, 0))
     compiled.train(pool, before, compiled.put_batches(np.arange(8)[None, None]))
