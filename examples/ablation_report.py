@@ -19,6 +19,8 @@ VALUES = {
     "test_accuracy": "test accuracy, %",
 }
 
+CURVES = {"α": "Lookahead with α", "β": "SLRLA with β", "c": "SGD, learning rate × c"}
+
 
 def write(folder: Path, results: Mapping[str, Any]) -> None:
     """Writes the results of `ablations.py` into a folder, which is made if it is not there.
@@ -26,7 +28,7 @@ def write(folder: Path, results: Mapping[str, Any]) -> None:
     Args:
       folder: where to.
       results: `samples` has for each number of them, by the names in `VALUES`, lists of shape
-        (seeds, settings): all of `alphas`, then all of `betas`.
+        (seeds, settings): those of all `groups`, one after the other.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = {
@@ -36,24 +38,17 @@ def write(folder: Path, results: Mapping[str, Any]) -> None:
     }
     (folder / "results.json").write_text(json.dumps(results, ensure_ascii=False) + "\n")
     (folder / "table.md").write_text(page(results))
-    for symbol, settings, reference in ablations(results):
-        plot(results, symbol, settings, reference, folder / f"{NAMES[symbol]}.png")
-
-
-NAMES = {"α": "alpha", "β": "beta"}
-
-
-def ablations(results: Mapping[str, Any]) -> list[tuple[str, Sequence[float], float]]:
-    """Symbol, settings, and the setting that switches the method off."""
-    return [("α", results["alphas"], 1.0), ("β", results["betas"], 0.0)]
+    plot(results, "α", "c", folder / "alpha.png")
+    plot(results, "β", None, folder / "beta.png")
 
 
 def values_of(results: Mapping[str, Any], samples: Any, symbol: str, name: str) -> np.ndarray:
-    """A value of one ablation, of shape (seeds, settings); accuracy in %."""
+    """A value of one group, of shape (seeds, settings); accuracy in %."""
     values = np.array(results["samples"][samples][name])
     values = 100 * values if name == "test_accuracy" else values
-    first = len(results["alphas"])
-    return values[:, :first] if symbol == "α" else values[:, first:]
+    sizes = [len(group["settings"]) for group in results["groups"].values()]
+    parts = np.split(values, np.cumsum(sizes)[:-1], axis=1)
+    return dict(zip(results["groups"], parts, strict=True))[symbol]
 
 
 def verdict(test_loss: np.ndarray, settings: Sequence[float], reference: float, symbol: str) -> str:
@@ -87,13 +82,16 @@ def page(results: Mapping[str, Any]) -> str:
     lines = [
         f"Softmax regression on {results['dataset']}, {results['steps']:,} steps of "
         f"{results['batch_size']} images; mean ± standard deviation of {len(seeds)} seeds, each "
-        "with samples and batches of its own. α with β = 0, β with α = 0.8 and as in Algorithm 3. "
+        "with samples and batches of its own. α: Lookahead with that α; β: SLRLA as in Algorithm "
+        f"3, with α = {results['alpha']}; c: SGD with c times the learning rate of the others, "
+        f"{results['learning_rate']}. "
         f"`{results['command']}` on {results['date'][:10]}, {seconds:.0f} s; "
         f"{machine['processor']}, {machine['cpu_count']} cores, backend {machine['backend']}; "
         f"{versions}.",
         "",
     ]
-    for symbol, settings, reference in ablations(results):
+    for symbol, group in results["groups"].items():
+        settings = group["settings"]
         for samples in results["samples"]:
             columns = {name: values_of(results, samples, symbol, name) for name in VALUES}
             lines += [
@@ -111,44 +109,41 @@ def page(results: Mapping[str, Any]) -> str:
                     for n, setting in enumerate(settings)
                 ],
                 "",
-                verdict(columns["test_loss"], settings, reference, symbol),
+                verdict(columns["test_loss"], settings, group["off"], symbol),
                 "",
             ]
     return "\n".join(lines)
 
 
-def plot(
-    results: Mapping[str, Any],
-    symbol: str,
-    settings: Sequence[float],
-    reference: float,
-    path: Path,
-) -> None:
-    """Every value over the settings as a PNG, a row for each number of samples.
+def plot(results: Mapping[str, Any], symbol: str, beside: str | None, path: Path) -> None:
+    """Every value over the settings of a group as a PNG, a row for each number of samples.
 
-    Lines are means over the seeds, bands reach from the lowest to the highest seed; the dashed
-    line is where the method is switched off, the ring the lowest (or highest) mean.
+    Lines are means over the seeds, bands reach from the lowest to the highest seed; the dotted
+    line is where the method is switched off. Beside it may be a group of as many settings.
     """
+    group = results["groups"][symbol]
+    settings, off = group["settings"], list(group["settings"]).index(group["off"])
+    places = np.arange(len(settings))
     with matplotlib.rc_context(report.LOOK):
         figure = Figure(figsize=(13, 3.0 * len(results["samples"]) + 0.4), layout="constrained")
         grid = figure.subplots(len(results["samples"]), len(VALUES), squeeze=False)
-        places = np.arange(len(settings))
         for row, samples in zip(grid, results["samples"], strict=True):
             for axes, (name, label) in zip(row, VALUES.items(), strict=True):
-                values = values_of(results, samples, symbol, name)
-                mean = values.mean(0)
-                color = report.STYLES[0][0]
-                axes.plot(places, mean, color=color, marker=".")
-                axes.fill_between(
-                    places, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0
-                )
-                off = mean[list(settings).index(reference)]
-                axes.axhline(off, color="0.5", linestyle="--", linewidth=1)
-                best = mean.argmax() if name == "test_accuracy" else mean.argmin()
-                axes.plot(best, mean[best], "o", mfc="none", mec="black", markersize=9)
+                for n, shown in enumerate(filter(None, (symbol, beside))):
+                    color, dashes = report.STYLES[n]
+                    values = values_of(results, samples, shown, name)
+                    look = {"color": color, "linestyle": dashes, "marker": "."}
+                    axes.plot(places, values.mean(0), label=CURVES[shown], **look)
+                    axes.fill_between(
+                        places, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0
+                    )
+                switched_off = values_of(results, samples, symbol, name)[:, off].mean()
+                axes.axhline(switched_off, color="0.5", linestyle=":", linewidth=1)
                 axes.set_xticks(places, [f"{setting:g}" for setting in settings])
-                axes.set(xlabel=symbol)
+                axes.set(xlabel=symbol if beside is None else f"{symbol} or {beside}")
                 axes.set_title(f"{label}; {samples:,} samples", fontsize=9, pad=6)
+        if beside is not None:
+            grid[0, 0].legend(fontsize=8)
         figure.savefig(path, dpi=100)
 
 

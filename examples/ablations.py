@@ -3,9 +3,10 @@
     python examples/ablations.py --dataset fashion_mnist --data_path DIR
 
 A convex problem, for which the theory of the SLRLA paper says what to expect: with few samples
-for the steps that are taken, a slow step size α below 1 is best. All α, all β and all seeds are
-trained at once, in one compiled program; from few samples and from many for the same number of
-steps. Each seed draws its own samples and batches; all start from zero.
+for the steps that are taken, a slow step size α below 1 is best. As a smaller α makes smaller
+steps, SGD with c times the learning rate is there to tell what else it does. All settings and all
+seeds are trained at once, in one compiled program; from few samples and from many for the same
+number of steps. Each seed draws its own samples and batches; all start from zero.
 """
 
 import functools
@@ -48,29 +49,41 @@ class Grid(NamedTuple):
     Attributes:
       alphas: slow step sizes, float32 of shape (settings,).
       betas: strengths of the regulariser in the paper's convention, likewise.
+      rates: learning rates of the first stage, likewise.
     """
 
     alphas: jax.Array
     betas: jax.Array
+    rates: jax.Array
 
 
 def grid() -> Grid:
-    """All α with β = 0, which is stagewise Lookahead, then all β with the paper's α."""
-    return Grid(
-        jnp.array([*ALPHAS, *[ALPHA] * len(BETAS)]), jnp.array([*[0.0] * len(ALPHAS), *BETAS])
-    )
+    """All α with β = 0, which is stagewise Lookahead; all β; SGD with as many learning rates."""
+    lookahead = [(alpha, 0.0, LEARNING_RATE) for alpha in ALPHAS]
+    regularised = [(ALPHA, beta, LEARNING_RATE) for beta in BETAS]
+    sgd = [(1.0, 0.0, c * LEARNING_RATE) for c in ALPHAS]
+    return Grid(*map(jnp.array, zip(*lookahead, *regularised, *sgd, strict=True)))
+
+
+def groups() -> dict[str, dict[str, Any]]:
+    """What is varied in `grid`, in its order, and where the method is switched off."""
+    return {
+        "α": {"settings": ALPHAS, "off": 1.0},
+        "β": {"settings": BETAS, "off": 0.0},
+        "c": {"settings": ALPHAS, "off": 1.0},
+    }
 
 
 def optimizer(
-    alpha: jax.Array, beta: jax.Array, cycles: Sequence[int]
+    alpha: jax.Array, beta: jax.Array, rate: jax.Array, cycles: Sequence[int]
 ) -> optax.GradientTransformation:
     """SLRLA as Algorithm 3 around SGD with momentum, in stages of so many cycles."""
     return slrla(
-        lambda rate: optax.chain(
-            optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(rate, momentum=MOMENTUM)
+        lambda schedule: optax.chain(
+            optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(schedule, momentum=MOMENTUM)
         ),
         [
-            Stage(t, LEARNING_RATE * DECAY**q, beta=beta, sync_period=K, slow_step_size=alpha)
+            Stage(t, rate * DECAY**q, beta=beta, sync_period=K, slow_step_size=alpha)
             for q, t in enumerate(cycles)
         ],
     )
@@ -99,17 +112,17 @@ def train(
     """
     images, labels = pool
 
-    def begin(alpha: jax.Array, beta: jax.Array) -> tuple[Params, optax.OptState]:
+    def begin(*setting: jax.Array) -> tuple[Params, optax.OptState]:
         pixels = int(np.prod(dataset.image_shape))
         params = {
             "kernel": jnp.zeros((pixels, dataset.classes)),
             "bias": jnp.zeros(dataset.classes),
         }
-        return params, optimizer(alpha, beta, cycles).init(params)
+        return params, optimizer(*setting, cycles).init(params)
 
-    def step(batch: Any, alpha: Any, beta: Any, params: Params, state: Any) -> tuple[Params, Any]:
+    def step(batch: Any, setting: Grid, params: Params, state: Any) -> tuple[Params, Any]:
         gradients = jax.grad(cross_entropy)(params, *batch)
-        updates, state = optimizer(alpha, beta, cycles).update(gradients, state, params)
+        updates, state = optimizer(*setting, cycles).update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
     def all_settings(
@@ -117,7 +130,7 @@ def train(
     ) -> tuple[tuple[Params, Any], None]:
         inputs = dataset.standardise(images[batch]).reshape(len(batch), -1)
         one = functools.partial(step, (inputs, labels[batch]))
-        return jax.vmap(one)(*settings, *carry), None
+        return jax.vmap(one)(settings, *carry), None
 
     (params, state), _ = jax.lax.scan(all_settings, jax.vmap(begin)(*settings), order)
     return jax.vmap(slow_params)(state, params)
@@ -248,9 +261,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "dataset": args.dataset,
         "steps": -(-args.steps // K) * K,
         "batch_size": args.batch_size,
+        "alpha": ALPHA,
+        "learning_rate": LEARNING_RATE,
         "seeds": list(range(args.seeds)),
-        "alphas": ALPHAS,
-        "betas": BETAS,
+        "groups": groups(),
         "samples": {},
     }
     for samples in sizes:

@@ -57,7 +57,9 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     (folder / "table.md").write_text(page(results, report.comparison(records, labels)))
-    report.plot(records, labels, job.stages, job.title, folder / "curves.png")
+    # Of the training loss that of the batches, which every epoch has.
+    shown = [{name: v for name, v in record.items() if name != LOSS} for record in records]
+    report.plot(shown, labels, job.stages, cell, folder / "curves.png")
 
 
 def seconds_before(folder: Path) -> dict[str, float]:

@@ -209,10 +209,14 @@ def plot(
 
 
 def _curve(axes: Axes, values: np.ndarray, **look: Any) -> None:
-    """One optimizer's mean and range over the seeds, values being seeds × epochs, NaN for none."""
+    """One optimizer's mean and range over the seeds, values being seeds × epochs, NaN for none.
+
+    Where not every epoch has a value, those that have are dots.
+    """
     epochs = np.flatnonzero(~np.isnan(values).any(axis=0))
     values = values[:, epochs]
-    axes.plot(epochs, values.mean(axis=0), linewidth=1.8, **look)
+    dots = "o" if np.diff(epochs).max(initial=1) > 1 else ""
+    axes.plot(epochs, values.mean(axis=0), linewidth=1.8, marker=dots, markersize=4, **look)
     axes.fill_between(
         epochs, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.15, linewidth=0
     )

@@ -272,7 +272,7 @@ def test_the_verdict_of_an_ablation():
 # Ablations
 
 
-def literal_algorithm_3(inputs, labels, batches, cycles, alpha, beta):
+def literal_algorithm_3(inputs, labels, batches, cycles, alpha, beta, rate):
     """The paper's loops around SGD with momentum, on softmax regression, in float64."""
     theta = np.zeros((inputs.shape[1] + 1, 10))
     velocity = np.zeros_like(theta)
@@ -289,7 +289,7 @@ def literal_algorithm_3(inputs, labels, batches, cycles, alpha, beta):
                 share[np.arange(len(batch)), labels[batch]] -= 1
                 gradient = inputs[batch].T @ share / len(batch) + beta * (v - anchor) + 1e-4 * v
                 velocity = 0.9 * velocity + gradient
-                v = v - 0.05 * 0.5**q * velocity
+                v = v - rate * 0.5**q * velocity
             theta = theta + alpha * (v - theta)
     return theta
 
@@ -304,7 +304,7 @@ def mean_loss(theta, inputs, labels):
 
 def test_all_settings_at_once_are_the_literal_loop_of_each():
     dataset = data.load("digits")
-    settings = ablations.Grid(jnp.array([0.3, 1.0, 0.8]), jnp.array([0.0, 0.0, 5.0]))
+    settings = ablations.Grid(*jnp.array([[0.3, 1.0, 0.8], [0.0, 0.0, 5.0], [0.05, 0.01, 0.05]]))
     got = ablations.ablate(
         dataset, samples=100, steps=48, batch_size=20, seeds=2, settings=settings
     )
@@ -317,14 +317,13 @@ def test_all_settings_at_once_are_the_literal_loop_of_each():
         order, batches = np.random.default_rng(seed), []
         while len(batches) < 50:  # 48 steps are ten whole cycles.
             batches += list(order.permutation(100).reshape(5, 20))
-        for n, (alpha, beta) in enumerate(zip(*settings, strict=True)):
+        for n, setting in enumerate(zip(*settings, strict=True)):
             theta = literal_algorithm_3(
                 train[chosen],
                 dataset.train_labels[chosen],
                 batches,
                 (3, 3, 2, 2),
-                float(alpha),
-                float(beta),
+                *map(float, setting),
             )
             train_loss, _ = mean_loss(theta, train[chosen], dataset.train_labels[chosen])
             test_loss, accuracy = mean_loss(theta, test, dataset.test_labels)
@@ -347,7 +346,7 @@ def test_the_program_of_the_ablations(tmp_path, capsys, monkeypatch):
         "table.md",
     }
     results = json.loads((tmp_path / "results.json").read_text())
-    assert np.shape(results["samples"]["50"]["gap"]) == (2, 4)
+    assert np.shape(results["samples"]["50"]["gap"]) == (2, 6)
     table = (tmp_path / "table.md").read_text()
     mean = 100 * np.mean(results["samples"]["50"]["test_accuracy"], axis=0)
     assert f"| 0.5 | {np.mean(results['samples']['50']['train_loss'], axis=0)[0]:.4f} ± " in table
