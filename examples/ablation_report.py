@@ -1,5 +1,6 @@
 """What is left of the ablations: `table.md`, `alpha.png`, `beta.png` and `results.json`."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -10,6 +11,7 @@ import matplotlib
 import numpy as np
 import report
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 # What is measured, and its name in plots and tables.
 VALUES = {
@@ -66,12 +68,21 @@ def verdict(test_loss: np.ndarray, settings: Sequence[float], reference: float, 
     told = f"Lowest test loss at {symbol} = {settings[best]:g} (seed by seed at {by_seed})"
     if best == off:
         return f"{told}, where the method is switched off."
-    difference = test_loss[:, best] - test_loss[:, off]
-    spread = f" ± {difference.std(ddof=1):.4f}" if len(difference) > 1 else ""
-    return (
-        f"{told}: {difference.mean():+.4f}{spread} against {symbol} = {reference:g}, "
-        f"lower from {(difference < 0).sum()} of {len(difference)} seeds."
-    )
+    difference = _difference(test_loss[:, best] - test_loss[:, off])
+    return f"{told}: {difference} against {symbol} = {reference:g}."
+
+
+def best_against_best(results: Mapping[str, Any], samples: Any) -> list[str]:
+    """How the lowest test losses of the groups differ, seed by seed."""
+    best = {}
+    for symbol, group in results["groups"].items():
+        losses = values_of(results, samples, symbol, "test_loss")
+        n = int(losses.mean(0).argmin())
+        best[f"{symbol} = {group['settings'][n]:g}"] = losses[:, n]
+    return [
+        f"- {one} against {other}: {_difference(best[one] - best[other])}"
+        for one, other in itertools.combinations(best, 2)
+    ]
 
 
 def page(results: Mapping[str, Any]) -> str:
@@ -95,7 +106,7 @@ def page(results: Mapping[str, Any]) -> str:
         for samples in results["samples"]:
             columns = {name: values_of(results, samples, symbol, name) for name in VALUES}
             lines += [
-                f"#### {symbol}, {samples:,} samples",
+                f"#### {symbol}, {int(samples):,} samples",
                 "",
                 f"| {symbol} | {' | '.join(VALUES.values())} |",
                 f"| --- |{' ---: |' * len(VALUES)}",
@@ -112,6 +123,9 @@ def page(results: Mapping[str, Any]) -> str:
                 verdict(columns["test_loss"], settings, group["off"], symbol),
                 "",
             ]
+    for samples in results["samples"]:
+        lines += [f"#### Best against best in test loss, {int(samples):,} samples", ""]
+        lines += [*best_against_best(results, samples), ""]
     return "\n".join(lines)
 
 
@@ -139,12 +153,24 @@ def plot(results: Mapping[str, Any], symbol: str, beside: str | None, path: Path
                     )
                 switched_off = values_of(results, samples, symbol, name)[:, off].mean()
                 axes.axhline(switched_off, color="0.5", linestyle=":", linewidth=1)
-                axes.set_xticks(places, [f"{setting:g}" for setting in settings])
+                axes.set_xticks(places, [f"{setting:g}" for setting in settings], fontsize=7)
+                means = values_of(results, samples, symbol, name).mean(0)
+                if name.endswith("loss") and means.max() > 5 * means.min():
+                    plain = FuncFormatter(lambda value, _: f"{value:g}")
+                    axes.set_yscale("log")
+                    axes.yaxis.set_major_formatter(plain)
+                    axes.yaxis.set_minor_formatter(NullFormatter())
                 axes.set(xlabel=symbol if beside is None else f"{symbol} or {beside}")
-                axes.set_title(f"{label}; {samples:,} samples", fontsize=9, pad=6)
+                axes.set_title(f"{label}; {int(samples):,} samples", fontsize=9, pad=6)
         if beside is not None:
             grid[0, 0].legend(fontsize=8)
         figure.savefig(path, dpi=100)
+
+
+def _difference(values: np.ndarray) -> str:
+    spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
+    lower = f"lower from {(values < 0).sum()} of {len(values)} seeds"
+    return f"{values.mean():+.4f}{spread} ({lower})"
 
 
 def _mean_and_deviation(values: np.ndarray, digits: int) -> str:

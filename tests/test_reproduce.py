@@ -262,11 +262,16 @@ def test_the_verdict_of_an_ablation():
     losses = np.array([[0.5, 0.3, 0.4], [0.4, 0.35, 0.3]])
     text = ablation_report.verdict(losses, (0.1, 0.5, 1.0), 1.0, "α")
     assert text == (
-        "Lowest test loss at α = 0.5 (seed by seed at 0.5, 1): -0.0250 ± 0.1061 against α = 1, "
-        "lower from 1 of 2 seeds."
+        "Lowest test loss at α = 0.5 (seed by seed at 0.5, 1): -0.0250 ± 0.1061 (lower from 1 of "
+        "2 seeds) against α = 1."
     )
     off = ablation_report.verdict(losses, (1.0, 0.5, 0.1), 0.5, "α")
     assert off.endswith("where the method is switched off.")
+    groups = {"α": {"settings": (0.5, 1.0)}, "c": {"settings": (0.2, 1.0)}}
+    samples = {"50": {"test_loss": [[0.5, 0.6, 0.2, 0.6], [0.3, 0.6, 0.4, 0.6]]}}
+    assert ablation_report.best_against_best({"groups": groups, "samples": samples}, "50") == [
+        "- α = 0.5 against c = 0.2: +0.1000 ± 0.2828 (lower from 1 of 2 seeds)"
+    ]
 
 
 # Ablations
