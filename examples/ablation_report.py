@@ -155,11 +155,12 @@ def plot(results: Mapping[str, Any], symbol: str, beside: str | None, path: Path
                 axes.axhline(switched_off, color="0.5", linestyle=":", linewidth=1)
                 axes.set_xticks(places, [f"{setting:g}" for setting in settings], fontsize=7)
                 means = values_of(results, samples, symbol, name).mean(0)
-                if name.endswith("loss") and means.max() > 5 * means.min():
+                span = means.max() / means.min()
+                if name.endswith("loss") and span > 5:
                     plain = FuncFormatter(lambda value, _: f"{value:g}")
                     axes.set_yscale("log")
                     axes.yaxis.set_major_formatter(plain)
-                    axes.yaxis.set_minor_formatter(NullFormatter())
+                    axes.yaxis.set_minor_formatter(plain if span < 10 else NullFormatter())
                 axes.set(xlabel=symbol if beside is None else f"{symbol} or {beside}")
                 axes.set_title(f"{label}; {int(samples):,} samples", fontsize=9, pad=6)
         if beside is not None:
