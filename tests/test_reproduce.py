@@ -18,7 +18,7 @@ import recipes
 import reproduce
 
 EXAMPLES = Path(reproduce.__file__).parent
-RESULTS = EXAMPLES / "results"
+RESULTS = EXAMPLES / "results" / "slrla"
 
 # Row by row from the paper's Table 3: accuracy, deviation, mark.
 TABLE_3 = {
@@ -272,6 +272,38 @@ def test_the_verdict_of_an_ablation():
     assert ablation_report.best_against_best({"groups": groups, "samples": samples}, "50") == [
         "- α = 0.5 against c = 0.2: +0.1000 ± 0.2828 (lower from 1 of 2 seeds)"
     ]
+
+
+# What is in the repository
+
+
+@pytest.mark.parametrize("cell", ["fashion_mnist_resnet", "fashion_mnist_vgg"])
+def test_the_pages_have_the_measured_numbers(cell):
+    results = json.loads((RESULTS / cell / "results.json").read_text())
+    table = (RESULTS / cell / "table.md").read_text()
+    page = (RESULTS / "README.md").read_text()
+    opening = (EXAMPLES / "recipes" / f"{cell}.py").read_text().split('"""')[1]
+    for name, entry in results["optimizers"].items():
+        assert len(results["seeds"]) == 3
+        assert entry["flags"] == recipes.recipe(cell).argv(name)
+        final = entry["measured"]["test_accuracy"]["final"]
+        row = next(line for line in table.splitlines() if line.startswith(f"| {name} |"))
+        told = f"{np.mean(final['by_seed']):.2f} ± {np.std(final['by_seed'], ddof=1):.2f}"
+        assert told in row
+        assert row in page
+        assert f"{name} {told}" in " ".join(opening.split())
+
+
+def test_the_ablations_in_the_repository_are_those_of_the_program():
+    results = json.loads((RESULTS / "ablations" / "results.json").read_text())
+    assert results["groups"] == json.loads(json.dumps(ablations.groups()))
+    assert ablation_report.page(results) == (RESULTS / "ablations" / "table.md").read_text()
+
+
+def test_the_plots_are_small():
+    plots = list(RESULTS.rglob("*.png"))
+    assert plots
+    assert all(path.stat().st_size < 300_000 for path in plots)
 
 
 # Ablations
