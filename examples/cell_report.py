@@ -148,8 +148,7 @@ def page(results: Mapping[str, Any], comparison: Sequence[str]) -> str:
             "",
             f"**Published**: {_sources(results)}",
             "",
-            "Final accuracies, seed by seed:",
-            "",
+            *(["Final accuracies, seed by seed:", ""] if comparison else []),
             *[f"- {line}" for line in comparison],
             "",
             "![Training loss and test accuracy](curves.png)",
@@ -159,13 +158,13 @@ def page(results: Mapping[str, Any], comparison: Sequence[str]) -> str:
 
 
 def listing() -> str:
-    """All cells, with what was published of the paper's own three rows."""
+    """All cells, with what was published of the paper's own three rows, and its sources."""
     lines = []
     for cell in recipes.CELLS:
         numbers = recipes.published(cell)
         told = ", ".join(f"{name} {numbers[name]}" for name in ("SGD", "SLA", "SLRLA") if numbers)
         lines.append(f"{cell:22}{told or 'not in the paper'}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *(f"{mark} {text}" for mark, text in recipes.SOURCES.items())])
 
 
 def _sources(results: Mapping[str, Any]) -> str:

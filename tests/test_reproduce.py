@@ -126,7 +126,7 @@ def test_bad_command_lines(line, message, capsys):
 def test_the_list_has_all_cells(capsys):
     assert reproduce.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(recipes.CELLS)
+    assert [line.split()[0] for line in lines[: len(recipes.CELLS)]] == list(recipes.CELLS)
     assert "SGD 95.23 ± 0.19 ⋄, SLA 95.27 ± 0.06 ⋄, SLRLA 95.47 ± 0.20" in lines[0]
 
 
