@@ -33,8 +33,8 @@ from training import (
 
 # Data sets whose images are cropped and flipped at random in training.
 AUGMENTED = ("cifar10", "cifar100")
-# Flags that a run may be resumed with other values of.
-NOT_IN_THE_RESULT = ("data_path", "root", "exp_name", "resume", "checkpoint", "save_every")
+# Flags that a run may be resumed with other values of. (Each checkpoint knows its own seeds.)
+NOT_IN_THE_RESULT = ("data_path", "root", "exp_name", "resume", "checkpoint", "save_every", "seeds")
 
 
 def add_flags(
@@ -270,15 +270,21 @@ def job_of(
     )
 
 
-def run_job(program: str, job: Job) -> int:
-    """Runs a job; what goes wrong is one line. Returns the exit code."""
+def run_job(program: str, job: Job, again: str = "--resume") -> int:
+    """Runs a job; what goes wrong is one line. Returns the exit code.
+
+    Args:
+      program: the name that the line begins with.
+      job: what to run.
+      again: what goes on with an interrupted run, in words.
+    """
     try:
         launch(job, Console())
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        print(f"{program}: interrupted; {again} goes on from the last checkpoint", file=sys.stderr)
         return 130
     except Stopped as error:
-        print(f"{program}: {error}; --resume goes on from there", file=sys.stderr)
+        print(f"{program}: {error}; {again} goes on from there", file=sys.stderr)
         return 143
     except LaunchError as error:
         print(f"{program}: error: {error}", file=sys.stderr)

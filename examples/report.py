@@ -29,6 +29,9 @@ STYLES = (
     ("#009E73", (0, (6, 1.5, 1, 1.5))),
     ("#CC79A7", (0, (3, 1.5))),
     ("#56B4E9", (0, (1, 1))),
+    ("#E69F00", (0, (8, 1.5, 1, 1.5, 1, 1.5))),
+    ("#000000", (0, (2, 2))),
+    ("#999999", "-"),
 )
 # What is the same in all plots, for Matplotlib.
 LOOK = {
@@ -75,8 +78,16 @@ def new_folder(name: str | None, dataset: str) -> Path:
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings of a run with the versions and the machine it runs on."""
-    about = {
-        **settings,
+    about = {**settings, **circumstances()}
+    (folder / "settings.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def circumstances() -> dict[str, Any]:
+    """The versions, and the machine."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return {
         "versions": {
             "python": platform.python_version(),
             "slrla_jax": slrla_jax.__version__,
@@ -84,12 +95,12 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         },
         "machine": {
             "platform": platform.platform(),
+            "processor": names[0] if names else platform.machine(),
             "cpu_count": os.cpu_count(),
             "backend": jax.default_backend(),
             "devices": [device.device_kind for device in jax.devices()],
         },
     }
-    (folder / "settings.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 def by_seed(records: Records, optimizer: str, value: str) -> np.ndarray:
@@ -198,10 +209,14 @@ def plot(
 
 
 def _curve(axes: Axes, values: np.ndarray, **look: Any) -> None:
-    """One optimizer's mean and range over the seeds, values being seeds × epochs, NaN for none."""
+    """One optimizer's mean and range over the seeds, values being seeds × epochs, NaN for none.
+
+    Where not every epoch has a value, those that have are dots.
+    """
     epochs = np.flatnonzero(~np.isnan(values).any(axis=0))
     values = values[:, epochs]
-    axes.plot(epochs, values.mean(axis=0), linewidth=1.8, **look)
+    dots = "o" if np.diff(epochs).max(initial=1) > 1 else ""
+    axes.plot(epochs, values.mean(axis=0), linewidth=1.8, marker=dots, markersize=4, **look)
     axes.fill_between(
         epochs, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.15, linewidth=0
     )

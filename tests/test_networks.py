@@ -76,6 +76,11 @@ def abstract(name, image_shape=CIFAR, classes=10, **settings):
         ("resnet", (8, 8, 1), 10, 19_642),
         # Of 3×3·16·(1 + 16) + 64, 3×3·32·(16 + 32) + 128 and 330:
         ("small_vgg", (8, 8, 1), 10, 16_794),
+        # Of 3×3·8 + 16, 2·(3×3·8·8) + 32, 3×3·8·16 + 3×3·16·16 + 64 + 8·16, the same with
+        # twice the channels 3×3·16·32 + 3×3·32·32 + 128 + 16·32, and 330:
+        ("narrow_resnet", (28, 28, 1), 10, 19_714),
+        # Of 3×3·8 + 16, 3×3·8·16 + 32, 3×3·16·32 + 64, 3×3·32·32 + 64 and 330:
+        ("narrow_vgg", (28, 28, 1), 10, 15_554),
     ],
 )
 def test_parameters_are_as_many_as_published(name, image_shape, classes, params):

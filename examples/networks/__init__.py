@@ -33,6 +33,8 @@ __all__ = ["NETWORKS", "ResNet", "SmallVGG", "SoftmaxRegression", "find"]
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "resnet": ResNet,
     "small_vgg": SmallVGG,
+    "narrow_resnet": partial(ResNet, widths=(8, 16, 32), stride=2),
+    "narrow_vgg": partial(SmallVGG, widths=(8, 16, 32), depths=(1, 1, 2)),
     "softmax": SoftmaxRegression,
     "ResNet-10": resnet10,
     "ResNet-12": resnet12,

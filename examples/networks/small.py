@@ -45,8 +45,8 @@ class ResidualBlock(nnx.Module):
 class ResNet(nnx.Module):
     """A residual network for small images, with batch normalisation.
 
-    A 3×3 convolution, then one block for each of `widths` (all but the first halve
-    height and width), then the mean over the image and a linear layer.
+    A 3×3 convolution of stride `stride`, then one block for each of `widths` (all but the
+    first halve height and width), then the mean over the image and a linear layer.
     """
 
     def __init__(
@@ -58,8 +58,9 @@ class ResNet(nnx.Module):
         axis_name: str | None = None,
         rngs: nnx.Rngs,
         widths: Sequence[int] = (16, 32),
+        stride: int = 1,
     ):
-        self.conv = _same_conv(image_shape[-1], widths[0], 3, dtype=dtype, rngs=rngs)
+        self.conv = _same_conv(image_shape[-1], widths[0], 3, stride, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(widths[0], dtype=dtype, axis_name=axis_name, rngs=rngs)
         self.blocks = nnx.List(
             ResidualBlock(
@@ -85,8 +86,9 @@ class ResNet(nnx.Module):
 class SmallVGG(nnx.Module):
     """A plain convolutional network for small images, with batch normalisation.
 
-    Two 3×3 convolutions for each of `widths`, after each two a maximum over 2×2 pixels,
-    then the mean over the image and a linear layer. No input is added to anything.
+    3×3 convolutions, as many of each of `widths` as `depths` says and after them a maximum
+    over 2×2 pixels, then the mean over the image and a linear layer. No input is added to
+    anything.
     """
 
     def __init__(
@@ -98,11 +100,12 @@ class SmallVGG(nnx.Module):
         axis_name: str | None = None,
         rngs: nnx.Rngs,
         widths: Sequence[int] = (16, 32),
+        depths: Sequence[int] = (2, 2),
     ):
         self.features = Features(
             image_shape,
             widths,
-            depths=[2] * len(widths),
+            depths,
             conv=partial(conv, dtype=dtype, rngs=rngs),
             norm=partial(BatchNorm, dtype=dtype, axis_name=axis_name, rngs=rngs),
         )
