@@ -207,7 +207,7 @@ def make_parser() -> flags.Parser:
     add = parser.add_argument
     add(
         "--dataset",
-        type=flags.spelling("a data set", data.find),
+        type=flags.spelling(data.find),
         default="digits",
         metavar="NAME",
         help="one that is in memory (default: %(default)s)",

@@ -37,7 +37,7 @@ def make_parser() -> flags.Parser:
     parser.add_argument(
         "cells",
         nargs="*",
-        type=flags.spelling("a cell", recipes.find),
+        type=flags.spelling(recipes.find),
         metavar="CELL",
         help=f"{', '.join(recipes.CELLS)}; or a data set's name, for all its cells",
     )

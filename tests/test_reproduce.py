@@ -106,7 +106,7 @@ def test_the_job_of_a_cell_of_the_paper(monkeypatch, tmp_path):
     ("line", "message"),
     [
         ([], "a cell must be named; --list prints them"),
-        (["cifar11"], "argument CELL: a cell must be one of cifar10_resnet18, "),
+        (["cifar11"], "argument CELL: must be one of cifar10_resnet18, "),
         (
             ["fashion_mnist_vgg", "--optimizers", "SGD,RAdam", "--dry_run"],
             "--optimizers: fashion_mnist_vgg has SGD, .*, not RAdam",
