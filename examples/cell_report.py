@@ -59,7 +59,10 @@ def write(
     (folder / "table.md").write_text(page(results, report.comparison(records, labels)))
     # Of the training loss that of the batches, which every epoch has.
     shown = [{name: v for name, v in record.items() if name != LOSS} for record in records]
-    report.plot(shown, labels, job.stages, cell, folder / "curves.png")
+    first = job.stages[0][0]
+    stages = [(rate / first, end) for rate, end in job.stages]
+    title = f"{cell}; learning rates in multiples of the first, which each optimizer has its own of"
+    report.plot(shown, labels, stages, title, folder / "curves.png")
 
 
 def seconds_before(folder: Path) -> dict[str, float]:
