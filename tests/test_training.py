@@ -347,7 +347,7 @@ def command(tmp_path, *flags):
         sys.executable,
         str(EXAMPLES / "main.py"),
         *("--dataset", "digits", "--network", "softmax", "--input_norm", "--tr_epochs", "4"),
-        *("--seeds", "2", "--train_batch_size", "48", "--save_every", "5"),
+        *("--seeds", "2", "--train_batch_size", "48", "--save_every", "4"),
         *("--lookahead", "5_0.8", "--slr", "7_0.2"),
         *("--root", str(tmp_path)),
         *flags,
@@ -439,7 +439,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "save = Checkpoints.save\n"
         "def limit(self, step, *rest):\n"
-        "    if step >= 10:\n"
+        "    if step >= 8:\n"
         "        self.wait()\n"
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         "    save(self, step, *rest)\n"
@@ -460,7 +460,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
     )
     assert done.returncode == 1, done.stderr
     assert "cannot be written" in done.stderr
-    assert "the last good one is of step 5" in done.stderr
+    assert "the last good one is of step 4" in done.stderr
     assert run_program(tmp_path, "--exp_name", "full", "--resume").returncode == 0
     assert run_program(tmp_path, "--exp_name", "whole").returncode == 0
     assert metrics(tmp_path / "full") == metrics(tmp_path / "whole")
