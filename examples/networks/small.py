@@ -86,9 +86,9 @@ class ResNet(nnx.Module):
 class SmallVGG(nnx.Module):
     """A plain convolutional network for small images, with batch normalisation.
 
-    3×3 convolutions, as many of each of `widths` as `depths` says and after them a maximum
-    over 2×2 pixels, then the mean over the image and a linear layer. No input is added to
-    anything.
+    3×3 convolutions, as many of each of `widths` as `depths` says (two unless it does) and
+    after them a maximum over 2×2 pixels, then the mean over the image and a linear layer. No
+    input is added to anything.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class SmallVGG(nnx.Module):
         axis_name: str | None = None,
         rngs: nnx.Rngs,
         widths: Sequence[int] = (16, 32),
-        depths: Sequence[int] = (2, 2),
+        depths: Sequence[int] | None = None,
     ):
         self.features = Features(
             image_shape,
             widths,
-            depths,
+            depths or [2] * len(widths),
             conv=partial(conv, dtype=dtype, rngs=rngs),
             norm=partial(BatchNorm, dtype=dtype, axis_name=axis_name, rngs=rngs),
         )
