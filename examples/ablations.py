@@ -18,15 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ablation_report
 import data
-import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from data import DataError, Dataset
 from optimizers import outer_steps
+from reporting import ablation_report
+from running import flags
 
 from slrla_jax import Stage, slow_params, slrla
 

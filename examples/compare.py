@@ -20,18 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import report
 from data import DATASETS, DataError, Dataset
-from flags import (
-    Parser,
-    count,
-    folder_name,
-    fractions,
-    names_among,
-    not_negative,
-    positive,
-    step_size,
-)
 from networks import NETWORKS
 from optimizers import (
     LEARNING_RATE_DIVISOR,
@@ -41,8 +30,19 @@ from optimizers import (
     Recipe,
     outer_steps,
 )
+from reporting import report
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from running.flags import (
+    Parser,
+    count,
+    folder_name,
+    fractions,
+    names_among,
+    not_negative,
+    positive,
+    step_size,
+)
 from training import Diverged, Model, Run, init_weights, seeds_together_are_faster, train
 
 

@@ -15,10 +15,9 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
-import command_line
-import flags
-from launch import Job
 from optimizers import INNER, piecewise, released, stage_lengths
+from running import command_line, flags
+from running.launch import Job
 
 from slrla_jax import Stage, slow_params, slrla
 

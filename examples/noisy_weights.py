@@ -14,14 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
-import trained
 from analysis import noise
-from measures import Measure
-from trained import OnStep, Record
+from reporting.measures import Measure
+from running import flags, trained
+from running.trained import OnStep, Record
 from training import Model, Run, eval_step
 
 Accuracy = Callable[[Any, Any], jax.Array]

@@ -18,13 +18,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import cell_report
-import command_line
-import flags
 import jax
 import main as training_program
 import recipes
-from launch import Job, LaunchError, read_metrics
+from reporting import cell_report
+from running import command_line, flags
+from running.launch import Job, LaunchError, read_metrics
 
 
 def make_parser() -> flags.Parser:

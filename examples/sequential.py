@@ -17,17 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flags
 import jax
 import jax.numpy as jnp
-import measures
 import numpy as np
 import optax
-import trained
 from analysis.sequential import Task, average_accuracy, forgetting, learn, split_classes
 from flax import nnx
-from measures import Measure
-from trained import OnStep, Record
+from reporting import measures
+from reporting.measures import Measure
+from running import flags, trained
+from running.trained import OnStep, Record
 from training import Model, Run, State, init_state
 
 COLUMNS = (

@@ -13,14 +13,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import flags
 import jax
 import jax.numpy as jnp
-import measures
-import trained
 from analysis.sharpness import Loss, largest_eigenvalue, worst_loss
-from measures import Measure
-from trained import OnStep, Record
+from reporting import measures
+from reporting.measures import Measure
+from running import flags, trained
+from running.trained import OnStep, Record
 from training import Run, init_state, loss_fn
 
 COLUMNS = (

@@ -5,10 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
-import ablation_report
 import ablations
-import cell_report
-import command_line
 import data
 import jax.numpy as jnp
 import main as training_program
@@ -16,6 +13,8 @@ import numpy as np
 import pytest
 import recipes
 import reproduce
+from reporting import ablation_report, cell_report
+from running import command_line
 
 EXAMPLES = Path(reproduce.__file__).parent
 RESULTS = EXAMPLES / "results" / "slrla"

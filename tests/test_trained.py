@@ -13,9 +13,9 @@ import optax
 import pytest
 import sequential
 import sharpness
-import trained
 from analysis.sequential import split_classes
 from optimizers import NAMED, minimizers
+from running import trained
 from training import devices, init_weights, train
 
 TINY = ["--network", "softmax", "--epochs", "2", "--seeds", "2"]

@@ -12,7 +12,7 @@ import jax
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from report import LOOK, STYLES
+from reporting.report import LOOK, STYLES
 
 Tree = Any
 

@@ -8,9 +8,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from report import LOOK, STYLES, mean_and_deviation
 from rich import box
 from rich.table import Table
+
+from reporting.report import LOOK, STYLES, mean_and_deviation
 
 Record = Mapping[str, Any]
 

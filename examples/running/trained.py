@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import data
-import flags
 import jax
-import measures
 import networks
-import report
 from data import DataError, Dataset, Stream
-from measures import Measure
 from optimizers import NAMED, quarters
+from reporting import measures, report
+from reporting.measures import Measure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from training import Diverged, Model, Run, State, train
+
+from running import flags
 
 Tree = Any
 Record = dict[str, Any]

@@ -9,9 +9,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import report
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from reporting import report
 
 # What is measured, and its name in plots and tables.
 VALUES = {

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import optax
-import report
+from reporting import report
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from training import Checkpoints, Epoch, Run, Stop, flops_per_step, train

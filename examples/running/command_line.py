@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import data
-import flags
 import jax
 import jax.numpy as jnp
 import networks
 import optax
 from data import DataError, Dataset, Stream
 from flax import nnx
-from launch import Job, LaunchError, launch
 from rich.console import Console
 from training import (
     AXIS,
@@ -30,6 +28,9 @@ from training import (
     seeds_together_are_faster,
     steps_per_dispatch,
 )
+
+from running import flags
+from running.launch import Job, LaunchError, launch
 
 # Data sets whose images are cropped and flipped at random in training.
 AUGMENTED = ("cifar10", "cifar100")

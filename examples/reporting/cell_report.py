@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import recipes
-import report
-from launch import Job
-from report import Records
+from running.launch import Job
+
+from reporting import report
+from reporting.report import Records
 
 LOSS = "train_loss"
 

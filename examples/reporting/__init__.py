@@ -1,0 +1,1 @@
+"""What is left of runs: tables, curves and JSON, by the kind of program."""
