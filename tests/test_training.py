@@ -270,18 +270,37 @@ def test_going_on_equals_not_stopping(small, tmp_path, moment):
     assert_same_bits(saved_state(parts, run)[1], saved_state(whole, run)[1])
 
 
-def test_a_request_to_stop_is_granted_within_an_epoch(small, tmp_path):
+def test_sigterm_at_the_end_of_an_epoch(small, tmp_path):
     run = make_run(small)
-    want = records(run)
-    checkpoints = Checkpoints(tmp_path, {})
+    want = Checkpoints(tmp_path / "whole", {})
+    records(run, checkpoints=want)
+    checkpoints = Checkpoints(tmp_path / "parts", {})
     with training.Stop() as stop:
         epochs = training.train(run, (0,), checkpoints=checkpoints, stop=stop)
         for _ in range(2):
             next(epochs)
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(training.Stopped, match="stopped after 7 of 18 steps"):
+        with pytest.raises(training.Stopped, match="stopped after 6 of 18 steps"):
             next(epochs)
-    assert checkpoints.last == 7
+    records(run, checkpoints=checkpoints)
+    assert_same_bits(saved_state(checkpoints, run)[1], saved_state(want, run)[1])
+
+
+def test_a_request_to_stop_is_granted_within_an_epoch(small, tmp_path):
+    class AskedForTheNinthTime:
+        times = 0
+
+        @property
+        def requested(self):
+            self.times += 1
+            return self.times == 9
+
+    run = make_run(small)
+    want = records(run)
+    checkpoints = Checkpoints(tmp_path, {})
+    with pytest.raises(training.Stopped, match="stopped after 8 of 18 steps"):
+        records(run, checkpoints=checkpoints, stop=AskedForTheNinthTime())
+    assert checkpoints.last == 8
     assert records(run, checkpoints=checkpoints) == want
 
 

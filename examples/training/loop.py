@@ -171,6 +171,13 @@ def train(
             look(0)
             checkpoints.save(done, steps.get_state(state), records)
 
+    def leave_if_asked() -> None:
+        if stop is not None and stop.requested:
+            save()
+            if checkpoints is not None:
+                checkpoints.wait()
+            raise Stopped(f"stopped after {done} of {run.steps} steps")
+
     def recalibration() -> Iterator[Any]:
         for batch, _ in zip(
             _batches(run, seeds[:1], start=0), range(RECALIBRATION_BATCHES), strict=False
@@ -195,13 +202,10 @@ def train(
                 compiled, begin, started, waited = True, done, time.perf_counter(), 0.0
             pending.append((done, losses))
             look(LAG)
-            if until_due == count and done < end:
-                save()
-            if stop is not None and stop.requested:
-                save()
-                if checkpoints is not None:
-                    checkpoints.wait()
-                raise Stopped(f"stopped after {done} of {run.steps} steps")
+            if done < end:  # At an epoch's end there is more to save than the state.
+                if until_due == count:
+                    save()
+                leave_if_asked()
         look(0)
         seconds = time.perf_counter() - started
         measured = {}
@@ -241,6 +245,8 @@ def train(
         state = state._replace(loss=state.loss * 0, correct=state.correct * 0)
         save()
         yield from (Epoch(record, timing) for record in new)
+        if epoch < run.epochs:
+            leave_if_asked()
     if checkpoints is not None:
         checkpoints.wait()
     on_end(steps.get_state(state))
