@@ -214,9 +214,18 @@ def test_a_run_leaves_its_settings_and_goes_on(here, capsys):
     assert "--resume would go on with it" in capsys.readouterr().err
     assert main.main([*flags.split(), "--resume", "--lr", "0.3"]) == 1
     assert "of another run: lr is 0.1 there and 0.3 here" in capsys.readouterr().err
-    assert main.main([*flags.split(), "--resume"]) == 0
+    # What is only written of a run may be another.
+    shown = flags.replace(" --tensorboard", " --batch_norm recalibrated").split()
+    assert main.main([*shown, "--resume"]) == 0
     again = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert again == records
+
+
+def test_without_tensorboardx_there_is_no_folder(here, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main.main(f"{SMALL} --train_batch_size 40 --tensorboard".split()) == 2
+    assert "--tensorboard: needs the extra `tensorboard`" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
 
 
 def error_line(flags, capsys):

@@ -35,7 +35,10 @@ from running.launch import Job, LaunchError, launch
 # Data sets whose images are cropped and flipped at random in training.
 AUGMENTED = ("cifar10", "cifar100")
 # Flags that a run may be resumed with other values of. (Each checkpoint knows its own seeds.)
-NOT_IN_THE_RESULT = ("data_path", "root", "exp_name", "resume", "checkpoint", "save_every", "seeds")
+NOT_IN_THE_RESULT = (
+    *("data_path", "root", "exp_name", "resume", "checkpoint", "save_every", "seeds"),
+    *("batch_norm", "tensorboard"),
+)
 
 
 def add_flags(

@@ -98,6 +98,8 @@ def launch(job: Job, console: Console) -> list[Record]:
 
 def prepare_folder(job: Job) -> None:
     """Makes the folder of a new run, or finds that of one to be resumed."""
+    if job.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise LaunchError("--tensorboard: needs the extra `tensorboard`, or tensorboardX")
     try:
         job.folder.mkdir(parents=True, exist_ok=job.resume)
     except FileExistsError:
@@ -266,8 +268,6 @@ def read_metrics(path: Path) -> list[Record]:
 
 def event_writer(folder: Path) -> Any:
     """A writer of TensorBoard's event files."""
-    if importlib.util.find_spec("tensorboardX") is None:
-        raise LaunchError("--tensorboard: needs the extra `tensorboard` (tensorboardX)")
     from tensorboardX import SummaryWriter
 
     return SummaryWriter(str(folder / "tensorboard"))
