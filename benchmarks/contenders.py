@@ -76,7 +76,7 @@ def contenders(optimizer: str) -> list[Contender]:
     if optimizer == "momentum":
         # The one transform whose anchor is the slow weights themselves.
         shared = slrla_jax.slrla_sgd(
-            LEARNING_RATE, BETA, SYNC_PERIOD, SYNC_PERIOD, SLOW_STEP_SIZE, MOMENTUM
+            LEARNING_RATE, BETA, None, SYNC_PERIOD, SLOW_STEP_SIZE, MOMENTUM
         )
         found.insert(3, Contender("slrla_sgd", shared))
         # Two that take the place of the inner optimizer.

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from data import DataError, Dataset
-from optimizers import outer_steps
+from optimizers import stage_cycles
 from reporting import ablation_report
 from running import flags
 
@@ -163,7 +163,7 @@ def ablate(
       `train_loss` on those samples, `test_loss` and `test_accuracy` (a fraction) on all test
       images, and `gap`, test minus training loss; each of shape (seeds, settings).
     """
-    cycles = outer_steps(steps, K, MILESTONES)
+    cycles = stage_cycles(steps, K, MILESTONES)
     chosen = np.stack(
         [np.random.default_rng(s).permutation(dataset.train_size)[:samples] for s in range(seeds)]
     )
@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{dataset.train_size}, got {samples}"
             )
     try:
-        outer_steps(args.steps, K, MILESTONES)
+        stage_cycles(args.steps, K, MILESTONES)
     except ValueError as error:
         parser.error(f"--steps: {error}")
 

@@ -28,7 +28,7 @@ from optimizers import (
     OPTIMIZERS,
     WEIGHT_DECAY,
     Recipe,
-    outer_steps,
+    stage_cycles,
 )
 from reporting import report
 from rich.console import Console
@@ -214,7 +214,7 @@ def prepare(args: argparse.Namespace, parser: Parser) -> tuple[Dataset, Model, R
     if per_epoch == 0:
         parser.error(f"--batch_size: there are only {dataset.train_size} training images")
     try:
-        lengths = outer_steps(args.epochs * per_epoch, args.k, args.stages)
+        lengths = stage_cycles(args.epochs * per_epoch, args.k, args.stages)
     except ValueError as error:
         parser.error(f"--stages: {error}")
     make = functools.partial(NETWORKS[args.network], dataset.image_shape, dataset.classes)

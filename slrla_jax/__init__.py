@@ -13,8 +13,10 @@ from slrla_jax._adaloss import (
     scale_by_adagrad_norm,
     scale_by_adaloss,
 )
-from slrla_jax._lookahead import LookaheadState, lookahead, multilayer_lookahead
+from slrla_jax._lookahead import LookaheadState, lookahead
 from slrla_jax._lookbehind import asam, lookbehind, sam
+from slrla_jax._moments import declare_moments
+from slrla_jax._multilayer import multilayer_lookahead
 from slrla_jax._slow_params import slow_params
 from slrla_jax._slrla import Stage, slrla, slrla_sgd
 from slrla_jax._stagewise import StagewiseProxState, stagewise_prox
@@ -33,6 +35,7 @@ __all__ = [
     "adaloss",
     "asam",
     "decay_sqrt_schedule",
+    "declare_moments",
     "lookahead",
     "lookbehind",
     "multilayer_lookahead",

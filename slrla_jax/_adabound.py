@@ -7,24 +7,24 @@ import jax.numpy as jnp
 import optax
 
 from slrla_jax import _arguments as arguments
-from slrla_jax import _inner_state as inner_states
-from slrla_jax import _trees as trees
+from slrla_jax import _numerics as numerics
 from slrla_jax._arguments import Scalar, ScalarOrSchedule
+from slrla_jax._moments import declare_moments
 
 
-@inner_states.has_moments_only_in("count", "mu", "nu")
+@declare_moments("count", "mu", "nu")
 class AdaBoundState(NamedTuple):
     """State of `adabound`.
 
     Attributes:
-      step: optimizer steps taken, the argument of the learning rate's schedule; int32
-        of shape ().
+      steps_taken: optimizer steps taken, the argument of the learning rate's schedule;
+        int32 of shape ().
       count: steps that the moments have seen; int32 of shape ().
       mu: the first moment m; like the params.
-      nu: the second moment v; like the params.
+      nu: the second moment v; like the params, in float32 at least.
     """
 
-    step: jax.Array
+    steps_taken: jax.Array
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as optax's do
     mu: optax.Updates
     nu: optax.Updates
@@ -38,13 +38,14 @@ def adabound(
     gamma: Scalar = 1e-3,
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 0.0,
+    base_lr: Scalar | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam that turns into SGD: step sizes clipped to bounds that close with time.
 
     With the moments m and v of Adam and step t = 1, 2, …,
 
     .. math::
-        f_t &= \text{final\_lr} · η_t / η_1 \\
+        f_t &= \text{final\_lr} · η_t / \text{base\_lr} \\
         s_t &= \text{clip}\left( \frac{η_t \sqrt{1 - β_2^t}}{(1 - β_1^t)(\sqrt{v_t} + ε)},\;
                f_t \left(1 - \frac{1}{γ t + 1}\right),\;
                f_t \left(1 + \frac{1}{γ t}\right) \right) \\
@@ -54,20 +55,23 @@ def adabound(
     besides. The clip acts on η/√v, so there is no form without a learning rate.
 
     Args:
-      learning_rate: η; a number, or a schedule of the 0-based optimizer step.
+      learning_rate: η ≥ 0; a number, or a schedule of the 0-based optimizer step.
       b1: β₁, decay of the first moment; in [0, 1).
       b2: β₂, decay of the second moment; in [0, 1).
-      final_lr: the learning rate of the SGD that it becomes, for η at its first value;
+      final_lr: the learning rate of the SGD that it becomes, where η is `base_lr`;
         positive.
       gamma: γ, how fast the bounds close; positive.
-      eps: ε, added to √v.
-      weight_decay: λ ≥ 0, as L2 regularisation in the gradient.
+      eps: ε ≥ 0, added to √v.
+      weight_decay: λ ≥ 0, coupled (L2): added to the gradient.
+      base_lr: the learning rate that `final_lr` belongs to; positive. The bounds rise and
+        fall with η from there: with a schedule it is the peak, say, not the first value of
+        a warm-up. None for η itself, which must then be a number.
 
     Returns:
       A complete optimizer: its updates are to be added to the params.
 
     Raises:
-      ValueError: for an argument outside these bounds.
+      ValueError: for an argument outside these bounds, and for a schedule without `base_lr`.
 
     Example:
       >>> import jax.numpy as jnp, optax, slrla_jax
@@ -82,21 +86,33 @@ def adabound(
       Luo, Xiong, Liu and Sun, `Adaptive Gradient Methods with Dynamic Bound of Learning
       Rate <https://arxiv.org/abs/1902.09843>`_, 2019.
     """
-    for name, value in (("b1", b1), ("b2", b2)):
-        arguments.check_no_schedule(name, value)
-        arguments.check_number(name, value, lambda b: 0 <= b < 1, "in [0, 1)")
-    for name, value in (("final_lr", final_lr), ("gamma", gamma), ("eps", eps)):
-        arguments.check_no_schedule(name, value)
-        arguments.check_number(name, value, lambda x: x > 0, "positive")
-    arguments.check_beta("weight_decay", weight_decay)
+    arguments.check_no_schedule(
+        b1=b1, b2=b2, final_lr=final_lr, gamma=gamma, eps=eps, base_lr=base_lr
+    )
+    arguments.check_decay("b1", b1)
+    arguments.check_decay("b2", b2)
+    arguments.check_positive("final_lr", final_lr)
+    arguments.check_positive("gamma", gamma)
+    arguments.check_non_negative("eps", eps)
+    arguments.check_non_negative("weight_decay", weight_decay)
+    if base_lr is not None:
+        arguments.check_non_negative("learning_rate", learning_rate)
+        arguments.check_positive("base_lr", base_lr)
+    elif callable(learning_rate):
+        raise ValueError(
+            "`base_lr` must be given where `learning_rate` is a schedule: the learning rate "
+            "that `final_lr` belongs to; got None."
+        )
+    else:
+        arguments.check_positive("learning_rate", learning_rate)
     learning_rate_at = arguments.as_schedule(learning_rate)
 
     def init_fn(params: optax.Params) -> AdaBoundState:
         return AdaBoundState(
-            step=jnp.zeros((), jnp.int32),
+            steps_taken=jnp.zeros((), jnp.int32),
             count=jnp.zeros((), jnp.int32),
             mu=jax.tree.map(jnp.zeros_like, params),
-            nu=jax.tree.map(jnp.zeros_like, params),
+            nu=jax.tree.map(lambda p: jnp.zeros_like(_squares(p)), params),
         )
 
     def update_fn(
@@ -106,28 +122,46 @@ def adabound(
         **extra_args: Any,
     ) -> tuple[optax.Updates, AdaBoundState]:
         del extra_args
-        if not (arguments.is_static(weight_decay) and weight_decay == 0):
+        decay1, decay2, close, floor = map(arguments.as_number, (b1, b2, gamma, eps))
+        if not arguments.is_zero(weight_decay):
             arguments.check_params("adabound with weight decay", params)
-            updates = jax.tree.map(lambda g, p: g + weight_decay * p, updates, params)
-        mu = jax.tree.map(lambda g, m: (b1 * m + (1 - b1) * g).astype(m.dtype), updates, state.mu)
-        nu = jax.tree.map(
-            lambda g, v: (b2 * v + (1 - b2) * jnp.square(jnp.abs(g))).astype(v.dtype),
+            updates = numerics.tree_map(
+                lambda g, p: g + arguments.as_number(weight_decay) * p, updates, params
+            )
+        mu = numerics.tree_map(
+            lambda g, m: numerics.like(_average(decay1, numerics.widen(m), numerics.widen(g)), m),
             updates,
-            state.nu,
+            state.mu,
+        )
+        nu = numerics.tree_map(
+            lambda g, v: numerics.like(_average(decay2, v, _squares(g)), v), updates, state.nu
         )
         count = optax.safe_increment(state.count)
         t = count.astype(float)
-        rate = learning_rate_at(state.step)
-        unbounded = rate * jnp.sqrt(1 - b2**t) / (1 - b1**t)
-        final = final_lr * rate / learning_rate_at(jnp.zeros((), jnp.int32))
-        lower, upper = final * (1 - 1 / (gamma * t + 1)), final * (1 + 1 / (gamma * t))
+        eta = learning_rate_at(state.steps_taken)
+        unbounded = eta * jnp.sqrt(1 - decay2**t) / (1 - decay1**t)
+        final = arguments.as_number(final_lr)
+        if base_lr is not None:
+            final = final * eta / arguments.as_number(base_lr)
+        lower, upper = final * (1 - 1 / (close * t + 1)), final * (1 + 1 / (close * t))
 
         def step(m: jax.Array, v: jax.Array) -> jax.Array:
-            size = jnp.clip(unbounded / (jnp.sqrt(trees.working(v)) + eps), lower, upper)
-            return (-size * trees.working(m)).astype(m.dtype)
+            scale = numerics.sqrt(v) + floor
+            size = jnp.where(scale > 0, unbounded / jnp.where(scale > 0, scale, 1.0), upper)
+            return numerics.like(-jnp.clip(size, lower, upper) * numerics.widen(m), m)
 
-        return jax.tree.map(step, mu, nu), AdaBoundState(
-            optax.safe_increment(state.step), count, mu, nu
+        return numerics.tree_map(step, mu, nu), AdaBoundState(
+            optax.safe_increment(state.steps_taken), count, mu, nu
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _average(decay: Scalar, old: jax.Array, new: jax.Array) -> jax.Array:
+    return decay * old + (1 - decay) * new
+
+
+def _squares(x: Any) -> jax.Array:
+    """|x|² of each entry, in float32 at least: in bfloat16 it would never decay."""
+    x = numerics.widen(x)
+    return jnp.real(x * jnp.conj(x))

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from slrla_jax import _arguments as arguments
-from slrla_jax import _trees as trees
+from slrla_jax import _numerics as numerics
 from slrla_jax._arguments import Scalar, ScalarOrSchedule, Schedule
+from slrla_jax._moments import declare_moments
+from slrla_jax._weight_decay import coupled_weight_decay
 
 
+@declare_moments()
 class ScaleByAdaLossState(NamedTuple):
     """State of `scale_by_adaloss`.
 
@@ -21,6 +24,7 @@ class ScaleByAdaLossState(NamedTuple):
     b_squared: jax.Array
 
 
+@declare_moments()
 class ScaleByAdaGradNormState(NamedTuple):
     """State of `scale_by_adagrad_norm`.
 
@@ -50,11 +54,13 @@ def scale_by_adaloss(
     Returns:
       A transformation to call as `update(updates, state, params, value=loss)`, where
       `value` is the loss of the step, a scalar. b² is float32 whatever the params are.
-      Under `optax.MultiSteps` the value must be that of the whole accumulated batch.
+      Under `optax.MultiSteps` the value must be that of the whole accumulated batch. A
+      value that is not finite leaves b² as it is, so that one bad batch, whose gradients
+      `optax.zero_nans` or `optax.apply_if_finite` take care of, does not end all steps.
 
     Raises:
-      ValueError: for b0 or alpha not positive; and in `update` for a `value` that is
-        missing or not a scalar.
+      ValueError: for b0 or alpha not positive, or c not finite; and in `update` for a
+        `value` that is missing or not a scalar.
 
     Example:
       >>> import jax.numpy as jnp, slrla_jax
@@ -70,6 +76,8 @@ def scale_by_adaloss(
       adaptive gradient method <https://arxiv.org/abs/2109.08282>`_, 2022.
     """
     _check_positive(b0=b0, alpha=alpha)
+    arguments.check_no_schedule(c=c)
+    arguments.check_finite("c", c)
 
     def init_fn(params: optax.Params) -> ScaleByAdaLossState:
         del params
@@ -90,8 +98,11 @@ def scale_by_adaloss(
                 f"`value` must be the loss of the step, a scalar, as in "
                 f"`update(updates, state, params, value=loss)`; got {got}."
             )
+        weight, optimum = arguments.as_number(alpha), arguments.as_number(c)
         loss = jnp.asarray(value, jnp.float32)
-        b_squared = (state.b_squared + alpha * jnp.abs(loss - c)).astype(jnp.float32)
+        # A loss that is left out must not enter the derivatives either.
+        growth = weight * jnp.abs(jnp.where(jnp.isfinite(loss), loss, optimum) - optimum)
+        b_squared = (state.b_squared + growth).astype(jnp.float32)
         return _divided(updates, b_squared), ScaleByAdaLossState(b_squared)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -110,7 +121,9 @@ def scale_by_adagrad_norm(b0: Scalar = 1.0) -> optax.GradientTransformationExtra
       b0: b_0, the first norm; positive.
 
     Returns:
-      A transformation; b² is float32 whatever the params are.
+      A transformation; b² is float32 whatever the params are. Gradients whose squares
+      float32 cannot sum leave b² as it is. What they make of the step is seen by
+      `optax.apply_if_finite`; where the sum alone overflows, the step is 0.
 
     Raises:
       ValueError: for b0 not positive.
@@ -140,8 +153,9 @@ def scale_by_adagrad_norm(b0: Scalar = 1.0) -> optax.GradientTransformationExtra
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByAdaGradNormState]:
         del params, extra_args
-        b_squared = (state.b_squared + trees.sum_of_squares(updates)).astype(jnp.float32)
-        return _divided(updates, b_squared), ScaleByAdaGradNormState(b_squared)
+        b_squared = (state.b_squared + numerics.sum_of_squares(updates)).astype(jnp.float32)
+        kept = jnp.where(jnp.isfinite(b_squared), b_squared, state.b_squared)
+        return _divided(updates, b_squared), ScaleByAdaGradNormState(kept)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -163,18 +177,19 @@ def adaloss(
     the momentum.
 
     Args:
-      learning_rate: η; a number, or a schedule of the 0-based optimizer step.
+      learning_rate: η ≥ 0; a number, or a schedule of the 0-based optimizer step.
       b0: b_0; see `scale_by_adaloss`, also for α and c.
       alpha: α.
       c: c.
-      momentum: decay of the momentum; None for none.
-      weight_decay: λ ≥ 0.
+      momentum: decay of the momentum, in [0, 1); None for none.
+      weight_decay: λ ≥ 0, coupled (L2).
 
     Returns:
       A complete optimizer, called as `update(grads, state, params, value=loss)`.
 
     Raises:
-      ValueError: as `scale_by_adaloss`, and for a negative `weight_decay`.
+      ValueError: as `scale_by_adaloss`, and for a `learning_rate`, `momentum` or
+        `weight_decay` outside these bounds.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, slrla_jax
@@ -208,16 +223,17 @@ def adagrad_norm(
         b²_{t+1} = b²_t + \|g_t\|², \qquad θ_{t+1} = θ_t - \frac{η}{b_{t+1}} g_t
 
     Args:
-      learning_rate: η; a number, or a schedule of the 0-based optimizer step.
+      learning_rate: η ≥ 0; a number, or a schedule of the 0-based optimizer step.
       b0: b_0; see `scale_by_adagrad_norm`.
-      momentum: decay of the momentum; None for none.
-      weight_decay: λ ≥ 0, as in `adaloss`.
+      momentum: decay of the momentum, in [0, 1); None for none.
+      weight_decay: λ ≥ 0, coupled (L2), as in `adaloss`.
 
     Returns:
       A complete optimizer.
 
     Raises:
-      ValueError: for b0 not positive or a negative `weight_decay`.
+      ValueError: for b0 not positive, and for a `learning_rate`, `momentum` or
+        `weight_decay` outside these bounds.
 
     Example:
       >>> import slrla_jax
@@ -237,7 +253,7 @@ def decay_sqrt_schedule(learning_rate: Scalar, b0: Scalar, alpha: Scalar) -> Sch
         η_t = \frac{η}{\sqrt{b_0² + α t}}, \quad t = 1, 2, …
 
     Args:
-      learning_rate: η.
+      learning_rate: η ≥ 0.
       b0: b_0; positive.
       alpha: α; positive.
 
@@ -245,7 +261,7 @@ def decay_sqrt_schedule(learning_rate: Scalar, b0: Scalar, alpha: Scalar) -> Sch
       A schedule of the 0-based optimizer step, t − 1.
 
     Raises:
-      ValueError: for b0 or alpha not positive.
+      ValueError: for an argument outside these bounds.
 
     Example:
       >>> import slrla_jax
@@ -257,6 +273,8 @@ def decay_sqrt_schedule(learning_rate: Scalar, b0: Scalar, alpha: Scalar) -> Sch
       Wu, Xie, Du and Ward, `AdaLoss: A computationally-efficient and provably convergent
       adaptive gradient method <https://arxiv.org/abs/2109.08282>`_, 2022.
     """
+    arguments.check_no_schedule(learning_rate=learning_rate)
+    arguments.check_non_negative("learning_rate", learning_rate)
     _check_positive(b0=b0, alpha=alpha)
     return lambda count: learning_rate / jnp.sqrt(b0**2 + alpha * (count + 1))
 
@@ -267,19 +285,23 @@ def _descent(
     momentum: Scalar | None,
     weight_decay: Scalar,
 ) -> optax.GradientTransformationExtraArgs:
-    arguments.check_beta("weight_decay", weight_decay)
-    parts = [scale]
-    if not (arguments.is_static(weight_decay) and weight_decay == 0):
-        parts.append(optax.add_decayed_weights(weight_decay))
+    arguments.check_non_negative("learning_rate", learning_rate)
+    arguments.check_no_schedule(momentum=momentum, weight_decay=weight_decay)
     if momentum is not None:
-        parts.append(optax.trace(momentum))
-    return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
+        arguments.check_decay("momentum", momentum)
+    arguments.check_non_negative("weight_decay", weight_decay)
+    return optax.chain(
+        scale,
+        coupled_weight_decay(weight_decay),
+        optax.identity() if momentum is None else optax.trace(momentum),
+        optax.scale_by_learning_rate(learning_rate),
+    )
 
 
 def _check_positive(**values: Scalar) -> None:
+    arguments.check_no_schedule(**values)
     for name, value in values.items():
-        arguments.check_no_schedule(name, value)
-        arguments.check_number(name, value, lambda x: 0 < x < jnp.inf, "finite and positive")
+        arguments.check_positive(name, value)
 
 
 def _squared(b0: Scalar) -> jax.Array:
@@ -288,4 +310,4 @@ def _squared(b0: Scalar) -> jax.Array:
 
 def _divided(updates: optax.Updates, b_squared: jax.Array) -> optax.Updates:
     b = jnp.sqrt(b_squared)
-    return jax.tree.map(lambda g: (trees.working(g) / b).astype(jnp.result_type(g)), updates)
+    return jax.tree.map(lambda g: (numerics.widen(g) / b).astype(jnp.result_type(g)), updates)

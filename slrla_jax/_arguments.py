@@ -14,6 +14,8 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
+from slrla_jax import _numerics as numerics
+
 Scalar = float | jax.Array
 Schedule = Callable[[Any], Any]
 ScalarOrSchedule = Scalar | Schedule
@@ -23,7 +25,25 @@ def as_schedule(value: ScalarOrSchedule) -> Schedule:
     """The value itself where it is a schedule, else the constant schedule of it."""
     if callable(value):
         return value
-    return lambda count: value
+    return lambda count: as_number(value)
+
+
+def as_number(value: Scalar) -> Any:
+    """A number as it is computed with.
+
+    `optax.inject_hyperparams` makes arrays of the params' dtype of its numbers. Narrow ones
+    are widened, so that counts are not rounded where they meet.
+    """
+    return value if is_static(value) else numerics.widen(value)
+
+
+def as_known(value: Any) -> Any:
+    """A list's entries as numbers, where it is an array of JAX that is known.
+
+    In a compiled function, an entry taken from it would be a tracer.
+    """
+    is_array = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    return np.asarray(value) if is_array and value.ndim else value
 
 
 def is_static(value: Any) -> bool:
@@ -35,6 +55,11 @@ def is_static(value: Any) -> bool:
     return isinstance(value, (int, float, np.number))
 
 
+def is_zero(value: Any) -> bool:
+    """Whether a value is a plain 0, which switches off what it is the strength of."""
+    return is_static(value) and bool(value == 0)
+
+
 def is_sequence(value: Any) -> TypeGuard[Sequence[Scalar]]:
     """Whether a value lists one entry per stage."""
     if isinstance(value, (np.ndarray, jax.Array)):
@@ -42,45 +67,74 @@ def is_sequence(value: Any) -> TypeGuard[Sequence[Scalar]]:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def check_number(name: str, value: Any, holds: Callable[[Any], Any], wanted: str) -> None:
-    """Raises unless `holds(value)`; schedules and tracers pass unseen."""
+# Numbers
+
+
+def check_number(name: str, value: Any, holds: Callable[[float], bool], wanted: str) -> None:
+    """Raises unless the value is a real number for which `holds(value)`.
+
+    Schedules and tracers cannot be looked at, and pass.
+    """
     if callable(value) or isinstance(value, jax.core.Tracer):
         return
     array = np.asarray(value)
-    if array.ndim or not np.issubdtype(array.dtype, np.number) or not holds(array):
-        raise ValueError(f"`{name}` must be {wanted}, got {value!r}.")
+    real = any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer))
+    if array.ndim or not real or not holds(float(array.astype(np.float64))):
+        hint = ""
+        if isinstance(value, jax.Array) and not array.ndim and numerics.is_narrow(value):
+            hint = "; `hyperparam_dtype` of `optax.inject_hyperparams` keeps it from being rounded"
+        raise ValueError(f"`{name}` must be {wanted}, got {value!r}{hint}.")
 
 
 def check_period(name: str, value: Any) -> None:
-    """Raises unless a number of steps: whole and at least 1."""
+    """Raises unless the value is a number of steps: whole and at least 1."""
     check_number(name, value, lambda k: 1 <= k < np.inf and k == np.floor(k), "a whole number >= 1")
 
 
 def check_step_size(name: str, value: Any) -> None:
-    """Raises unless a slow step size: in (0, 1]."""
+    """Raises unless the value is a slow step size: in (0, 1]."""
     check_number(name, value, lambda alpha: 0 < alpha <= 1, "in (0, 1]")
 
 
-def check_beta(name: str, value: Any) -> None:
-    """Raises unless a strength of the regulariser: finite and not negative."""
-    check_number(name, value, lambda beta: 0 <= beta < np.inf, "finite and >= 0")
+def check_non_negative(name: str, value: Any) -> None:
+    """Raises unless the value is finite and not negative."""
+    check_number(name, value, lambda x: 0 <= x < np.inf, "finite and >= 0")
 
 
-def check_no_schedule(name: str, value: Any) -> None:
-    """Raises where only a number will do."""
-    if callable(value):
-        raise ValueError(f"`{name}` must be a number, got the function {value!r}.")
+def check_positive(name: str, value: Any) -> None:
+    """Raises unless the value is finite and positive."""
+    check_number(name, value, lambda x: 0 < x < np.inf, "finite and positive")
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Raises unless the value is finite."""
+    check_number(name, value, lambda x: bool(np.isfinite(x)), "finite")
+
+
+def check_decay(name: str, value: Any) -> None:
+    """Raises unless the value is the decay of an average: in [0, 1)."""
+    check_number(name, value, lambda b: 0 <= b < 1, "in [0, 1)")
+
+
+def check_no_schedule(**values: Any) -> None:
+    """Raises if one of the named values is a function, where only a number will do."""
+    for name, value in values.items():
+        if callable(value):
+            raise ValueError(f"`{name}` must be a number, got the function {value!r}.")
+
+
+# Lists, one entry for each stage or layer
 
 
 def check_length(name: str, value: Any) -> None:
-    """Raises unless a number of steps that is known before training."""
-    check_no_schedule(name, value)
+    """Raises unless the value is a number of steps that is known before training."""
+    check_no_schedule(**{name: value})
     check_period(name, value)
 
 
 def check_lengths(name: str, values: Sequence[Any]) -> None:
-    """Raises unless the lengths of one stage or more, in all what an int32 can count."""
-    check_some(name, values)
+    """Raises unless the values are lengths of stages, and their sum fits an int32."""
+    check_nonempty(name, values)
     for q, value in enumerate(values):
         check_length(f"{name}[{q}]", value)
     known = [int(value) for value in values if not isinstance(value, jax.core.Tracer)]
@@ -88,8 +142,8 @@ def check_lengths(name: str, values: Sequence[Any]) -> None:
         raise ValueError(f"`{name}` must sum to less than 2**31 steps, got {values!r}.")
 
 
-def check_some(name: str, values: Sequence[Any]) -> None:
-    """Raises unless a list with an entry."""
+def check_nonempty(name: str, values: Sequence[Any]) -> None:
+    """Raises unless the value is a list with at least one entry."""
     if not is_sequence(values) or len(values) == 0:
         raise ValueError(f"`{name}` must be a list with at least one entry, got {values!r}.")
 
@@ -101,14 +155,27 @@ def check_same_length(**lists: Sequence[Any]) -> None:
         raise ValueError(f"These must have one entry each per stage or layer, got {named}.")
 
 
+# Other settings
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raises unless the value is one of the choices."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
+def check_transformation(name: str, value: Any) -> None:
+    """Raises unless the value is an optax transformation."""
+    if not (hasattr(value, "init") and hasattr(value, "update")):
+        call = f"; call {value.__name__} with its settings" if hasattr(value, "__name__") else ""
+        raise ValueError(
+            f"`{name}` must be an optax transformation, such as optax.sgd(0.1), "
+            f"got {value!r}{call}."
+        )
+
+
 def check_dtype(name: str, dtype: DTypeLike | None) -> None:
-    """Raises unless None or a floating dtype that JAX is set up to hold."""
+    """Raises unless the value is None or a floating dtype that JAX is set up to hold."""
     if dtype is None:
         return
     try:
@@ -122,7 +189,7 @@ def check_dtype(name: str, dtype: DTypeLike | None) -> None:
 
 
 def check_wide_enough(name: str, dtype: DTypeLike | None, params: optax.Params) -> None:
-    """Raises where a copy in `dtype` would lose bits of a floating or complex param."""
+    """Raises if a copy in `dtype` would lose bits of a floating or complex param."""
     if dtype is None:
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -137,9 +204,28 @@ def check_wide_enough(name: str, dtype: DTypeLike | None, params: optax.Params) 
             )
 
 
+# What `update` is called with
+
+
 def check_params(transform: str, params: optax.Params | None) -> None:
-    """Raises where `update` was called without the params."""
+    """Raises if `update` was called without the params."""
     if params is None:
         raise ValueError(
             f"`params` must be passed to `update(updates, state, params)` of {transform}, got None."
         )
+
+
+def check_made_for(copy_in_state: optax.Params, updates: optax.Updates) -> None:
+    """Raises if there is an update for a param of which the state has no copy of its shape."""
+
+    def leaf(path: Any, update: Any, stored: Any) -> None:
+        if update is None or jnp.shape(update) == getattr(stored, "shape", None):
+            return
+        have = f"a copy of shape {stored.shape}" if hasattr(stored, "shape") else "no copy"
+        raise ValueError(
+            f"`opt_state` was made for other params: for params{jax.tree_util.keystr(path)}, with "
+            f"an update of shape {jnp.shape(update)}, it holds {have}. Make it anew with `init` "
+            "where other params are trained."
+        )
+
+    jax.tree_util.tree_map_with_path(leaf, updates, copy_in_state, is_leaf=lambda x: x is None)

@@ -1,6 +1,6 @@
-"""Lookahead and Multilayer Lookahead."""
+"""Lookahead: k steps forward, one step back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,36 +9,36 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from slrla_jax import _arguments as arguments
-from slrla_jax import _inner_state as inner_states
-from slrla_jax import _trees as trees
+from slrla_jax import _moments as moments
+from slrla_jax import _numerics as numerics
 from slrla_jax._arguments import ScalarOrSchedule
 
 Pull = Callable[[optax.Updates, optax.Params, optax.Params, jax.Array], optax.Updates]
 
 
-@inner_states.has_moments_only_in("inner_state")
+@moments.declare_moments(inner_states=("inner_state",))
 class LookaheadState(NamedTuple):
     """State of `lookahead` and of each layer of `multilayer_lookahead`.
 
-    Read the slow weights with `slow_params`: after a sync they are the params, and
-    what is stored here is those of the cycle that has ended.
+    The slow weights are `slow_params(opt_state, params)`, at any step. No field holds
+    them: after a sync they are the params.
 
     Attributes:
       inner_state: state of the inner optimizer, or of the layer beneath.
-      slow_params: the slow weights θ of the cycle; like the params, or in `slow_dtype`.
-      start_moments: with `inner_state="pullback"`, the inner optimizer's moments at
-        the start of the cycle; otherwise None.
-      count: optimizer steps taken, the argument of schedules; int32 of shape ().
-      steps_since_sync: steps of the layer beneath since the last sync; int32 of
-        shape ().
-      synced: whether the last step was a sync, so that the params are the slow
-        weights and the next step starts a cycle; bool of shape ().
+      cycle_start_params: the slow weights that the cycle began with, which after a sync
+        is the one that has ended; like the params, or in `slow_dtype`.
+      cycle_start_moments: with `sync_moments="pullback"`, the inner optimizer's moments at
+        the start of the cycle; otherwise empty.
+      steps_taken: optimizer steps taken, the argument of schedules; int32 of shape ().
+      steps_since_sync: steps of the layer beneath since the last sync; int32 of shape ().
+      synced: whether the last step was a sync, so that the next one starts a cycle;
+        bool of shape ().
     """
 
     inner_state: optax.OptState
-    slow_params: optax.Params
-    start_moments: optax.OptState
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as optax's do
+    cycle_start_params: optax.Params
+    cycle_start_moments: tuple[Any, ...]
+    steps_taken: jax.Array
     steps_since_sync: jax.Array
     synced: jax.Array
 
@@ -48,7 +48,7 @@ def lookahead(
     sync_period: ScalarOrSchedule = 5,
     slow_step_size: ScalarOrSchedule = 0.8,
     *,
-    inner_state: str = "keep",
+    sync_moments: str = "keep",
     slow_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lookahead: k steps forward with an inner optimizer, one step back.
@@ -63,9 +63,15 @@ def lookahead(
         θ_t &= θ_{t-1} + α (v_k - θ_{t-1})
 
     The params of the training loop are the fast weights, and after every k-th step
-    (a *sync*) they are the new slow weights. The slow weights live in the state, so
-    params and updates have the shapes and dtypes that `inner` alone would give
-    them; evaluate at `slow_params(opt_state, params)`.
+    (a *sync*) they are the new slow weights. Params and updates have the shapes and
+    dtypes that `inner` alone would give them. Evaluate at
+    `slow_params(opt_state, params)`.
+
+    It stands last in a chain: what came after it would change the step back as well
+    (`optax.chain(lookahead(…), optax.scale(0.1))` makes a tenth of it). What is to scale
+    or to limit the inner optimizer's steps belongs into `inner`. And `inner` is a whole
+    optimizer, whose updates are added to the params: `optax.scale_by_adam()` alone would
+    climb.
 
     A cycle starts from the params it is given. Another transformation may therefore
     change the params between cycles, and lookaheads may be nested.
@@ -78,15 +84,19 @@ def lookahead(
         brings the steps since the last one to the current k.
       slow_step_size: α in (0, 1]; a number, a traced array, or a schedule of the
         0-based optimizer step, taken at the step of the sync. α = 1 is `inner` alone:
-        to the bit where it is a plain number, while a traced 1 leaves the compiler
+        bit-for-bit where it is a plain number, while a traced 1 leaves the compiler
         free to round a product and a sum at once or apart.
-      inner_state: what a sync does to the moments of `inner`. `"keep"` leaves them;
+      sync_moments: what a sync does to the moments of `inner`. `"keep"` leaves them;
         `"reset"` sets them, and the counts that correct their bias, back to their
         initial values; `"pullback"` moves every floating one to
         `m₀ + α (m − m₀)`, m₀ being its value at the start of the cycle, and keeps
         one more copy of them for that. Counters of schedules, injected
         hyperparameters, half-accumulated gradients, random keys and everything else
-        that is not a moment go on in all three.
+        that is not a moment go on in all three; so does, as a whole, a state that cannot
+        be taken apart: of optimizers that find their learning rate themselves (Prodigy,
+        D-Adaptation, DoG, COCOB), and of those with one counter for moments and schedule
+        (Momo, MADGRAD, Sophia). The state of an optimizer of your own is declared with
+        `declare_moments`.
       slow_dtype: dtype of the slow copy, at least as wide as the params'; None for
         theirs. With bfloat16 params, `"float32"` keeps movements of the slow weights
         that bfloat16 would round away. (Under `optax.inject_hyperparams` name it by a
@@ -97,10 +107,12 @@ def lookahead(
       is a `LookaheadState`, one copy of the params larger than that of `inner`.
 
     Raises:
-      ValueError: for a `sync_period` below 1 or not whole, a `slow_step_size` outside
-        (0, 1], an unknown `inner_state`, a `slow_dtype` that is not floating or (at
-        `init`) narrower than the params, and for an `update` without params. Values
-        that are only known inside a compiled program cannot be checked.
+      ValueError: for an `inner` that is no transformation, a `sync_period` below 1 or not
+        whole, a `slow_step_size` outside (0, 1], an unknown `sync_moments`, a
+        `slow_dtype` that is not floating or (at `init`) narrower than the params, an inner
+        state that is not declared where `sync_moments` must know its moments; and for an
+        `update` without params or with a state made for others. Values that are only
+        known inside a compiled program cannot be checked.
 
     Example:
       Three steps down and one back, from 0 with slope 1 and α = ½:
@@ -127,101 +139,18 @@ def lookahead(
       <https://papers.nips.cc/paper/2021/hash/e53a0a2978c28872a4505bdb51db06dc-Abstract.html>`_,
       2021.
     """
-    check_settings(sync_period, slow_step_size, inner_state, slow_dtype)
-    return wrap(inner, sync_period, slow_step_size, inner_state, slow_dtype)
+    check_settings(inner, sync_period, slow_step_size, sync_moments, slow_dtype)
+    return lookahead_layer(inner, sync_period, slow_step_size, sync_moments, slow_dtype)
 
 
-def multilayer_lookahead(
-    inner: optax.GradientTransformation,
-    sync_periods: Sequence[ScalarOrSchedule] = (5, 5),
-    slow_step_sizes: Sequence[ScalarOrSchedule] = (0.8, 0.8),
-    *,
-    inner_state: str = "keep",
-    slow_dtype: DTypeLike | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""Lookahead around Lookahead, to any depth.
-
-    Layer 0 is the inner optimizer. One step of layer n is k_n steps of layer n−1,
-    then its own step back,
-
-    .. math::
-        θ^{(n)} ← θ^{(n)} + α_n (θ^{(n-1)} - θ^{(n)}), \quad θ^{(n-1)} ← θ^{(n)},
-
-    so with constant periods layer n syncs every :math:`k_1 k_2 ⋯ k_n` optimizer
-    steps, from the inside out, and the layers inside it go on from its new weights.
-    L layers keep L slow copies. By hand, the same algorithm is
-    `lookahead(lookahead(inner, k_1, α_1), k_1 * k_2, α_2)`.
-
-    Args:
-      inner: the inner optimizer; see `lookahead`.
-      sync_periods: k_1, …, k_L, innermost layer first; each a number, a traced array
-        or a schedule of the 0-based optimizer step, counting steps of the layer
-        beneath.
-      slow_step_sizes: α_1, …, α_L, likewise.
-      inner_state: what the syncs of every layer do to the moments of `inner`; see
-        `lookahead`.
-      slow_dtype: dtype of the slow copies; see `lookahead`.
-
-    Returns:
-      A transformation whose state is the outermost layer's `LookaheadState`, the
-      layers beneath nested in its `inner_state`.
-
-    Raises:
-      ValueError: as `lookahead`, and for lists that are empty or of unequal length.
-
-    Example:
-      >>> import jax.numpy as jnp, optax, slrla_jax
-      >>> tx = slrla_jax.multilayer_lookahead(optax.sgd(1.0), (2, 2), (0.5, 0.5))
-      >>> params, gradient = jnp.array(0.0), jnp.array(1.0)
-      >>> state = tx.init(params)
-      >>> for _ in range(4):
-      ...     updates, state = tx.update(gradient, state, params)
-      ...     params = optax.apply_updates(params, updates)
-      ...     print(params, slrla_jax.slow_params(state, params))
-      -1.0 0.0
-      -1.0 0.0
-      -2.0 0.0
-      -1.0 -1.0
-
-    References:
-      Pushkin and Barba, `Multilayer Lookahead: a Nested Version of Lookahead
-      <https://arxiv.org/abs/2110.14254>`_, 2021.
-    """
-    arguments.check_some("sync_periods", sync_periods)
-    arguments.check_some("slow_step_sizes", slow_step_sizes)
-    arguments.check_same_length(sync_periods=sync_periods, slow_step_sizes=slow_step_sizes)
-    layers = list(zip(sync_periods, slow_step_sizes, strict=True))
-    for n, (k, alpha) in enumerate(layers):
-        check_settings(k, alpha, inner_state, slow_dtype, entry=f"s[{n}]")
-
-    tx = wrap(inner, *layers[0], inner_state, slow_dtype)
-    for k, alpha in layers[1:]:
-        tx = wrap(tx, k, alpha, inner_state, slow_dtype, has_stepped=lambda beneath: beneath.synced)
-    return tx
-
-
-def check_settings(
-    sync_period: ScalarOrSchedule,
-    slow_step_size: ScalarOrSchedule,
-    inner_state: str,
-    slow_dtype: DTypeLike | None,
-    entry: str = "",
-) -> None:
-    """Raises a ValueError for the first setting of a lookahead that cannot be."""
-    arguments.check_period(f"sync_period{entry}", sync_period)
-    arguments.check_step_size(f"slow_step_size{entry}", slow_step_size)
-    arguments.check_choice("inner_state", inner_state, inner_states.CHOICES)
-    arguments.check_dtype("slow_dtype", slow_dtype)
-
-
-def wrap(
+def lookahead_layer(
     inner: optax.GradientTransformation,
     sync_period: ScalarOrSchedule,
     slow_step_size: ScalarOrSchedule,
-    inner_state: str,
+    sync_moments: str,
     slow_dtype: DTypeLike | None,
     *,
-    has_stepped: Callable[[Any], bool | jax.Array] = lambda beneath: True,
+    has_stepped: Callable[[Any], bool | jax.Array] = lambda inner_state: True,
     pull: Pull | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """One layer of Lookahead.
@@ -233,26 +162,26 @@ def wrap(
             repeat k times:  v ← v + u(v)
             θ ← θ + α (v − θ)
 
-    merged into one update of the params p (which are v, and θ after a sync):
+    merged into one update u of the params p, which are v, and θ after a sync:
 
         at the start of a cycle:  θ ← p
         v ← p + u(p)
         at a sync:                u ← (θ + α (v − θ)) − p
 
-    A sync has only the params to move, since the next cycle takes its slow weights
-    from them. So fast and slow weights are equal after a sync, bit by bit, and the
-    slow weights of a state are read once and written once in an update. Where θ is
-    wider than the params, a sync stores the bits that their rounding will lose.
+    A sync moves the params alone, and the next cycle takes θ from them. So what the
+    state holds is the θ of the cycle's start, `cycle_start_params`, which a sync leaves
+    as it is: each copy of the params is read once and written once in an update, without
+    temporaries, and fast and slow weights are equal after a sync, bit by bit.
 
     Args:
       inner: layer 0, or the layer beneath.
       sync_period: k.
       slow_step_size: α.
-      inner_state: one of `inner_states.CHOICES`.
+      sync_moments: one of `moments.CHOICES`.
       slow_dtype: dtype of θ, None for the params'.
       has_stepped: whether the layer beneath has just ended a step, from its state.
       pull: a regulariser of the gradients that needs the slow weights of the cycle:
-        `pull(updates, params, slow_params, count)`.
+        `pull(updates, params, slow, steps_taken)`.
     """
     inner = optax.with_extra_args_support(inner)
     period_at = arguments.as_schedule(sync_period)
@@ -260,13 +189,13 @@ def wrap(
 
     def init_fn(params: optax.Params) -> LookaheadState:
         arguments.check_wide_enough("slow_dtype", slow_dtype, params)
-        fresh = inner.init(params)
-        moments = inner_states.moments(fresh) if inner_state == inner_states.PULLBACK else None
+        inner_state = inner.init(params)
+        found = moments.find(sync_moments, inner_state)
         return LookaheadState(
-            inner_state=fresh,
-            slow_params=trees.copy(params, slow_dtype),
-            start_moments=trees.copy(moments),
-            count=jnp.zeros((), jnp.int32),
+            inner_state=inner_state,
+            cycle_start_params=numerics.copy(params, slow_dtype),
+            cycle_start_moments=numerics.copy(found if sync_moments == moments.PULLBACK else ()),
+            steps_taken=jnp.zeros((), jnp.int32),
             steps_since_sync=jnp.zeros((), jnp.int32),
             synced=jnp.ones((), bool),
         )
@@ -278,48 +207,45 @@ def wrap(
         **extra_args: Any,
     ) -> tuple[optax.Updates, LookaheadState]:
         arguments.check_params("a lookahead", params)
-        k, alpha = period_at(state.count), step_size_at(state.count)
+        arguments.check_made_for(state.cycle_start_params, updates)
+        k, alpha = period_at(state.steps_taken), step_size_at(state.steps_taken)
 
         # θ ← p at the start of a cycle.
-        slow = cycle_slow_params(state.synced, state.slow_params, params)
-        start_moments = state.start_moments
-        if inner_state == inner_states.PULLBACK:
-            start_moments = jax.tree.map(
-                lambda new, old: jnp.where(state.synced, new, old),
-                inner_states.moments(state.inner_state),
-                start_moments,
-            )
+        slow = slow_weights(state.synced, state.cycle_start_params, params)
+        start_moments = moments.at_cycle_start(
+            sync_moments, state.synced, state.inner_state, state.cycle_start_moments
+        )
 
-        # u(p), the inner optimizer's step.
+        # v ← p + u(p), a step of the inner optimizer.
         if pull is not None:
-            updates = pull(updates, params, slow, state.count)
-        updates, now = inner.update(updates, state.inner_state, params, **extra_args)
-        stepped = has_stepped(now)
+            updates = pull(updates, params, slow, state.steps_taken)
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        stepped = has_stepped(inner_state)
         steps = state.steps_since_sync + stepped
         sync = jnp.logical_and(stepped, steps >= k)
 
-        # u ← (θ + α (v − θ)) − p at a sync. Not for α = 1, where rounding would
-        # part the params from those of the inner optimizer.
-        step_back = jnp.logical_and(sync, alpha != 1)
-        target = jax.tree.map(
-            lambda theta, p, u: _interpolate(theta, p, u, alpha), slow, params, updates
+        # u ← (θ + α (v − θ)) − p at a sync.
+        target = numerics.tree_map(
+            lambda u, p, theta: _interpolate(theta, p, u, alpha), updates, params, slow
         )
-        updates = jax.tree.map(
-            lambda u, p, t: _select_update(step_back, u, p, t), updates, params, target
+        updates = numerics.tree_map(
+            lambda u, p, t: _step_back(sync, u, p, t, alpha), updates, params, target
         )
 
-        slow = jax.tree.map(lambda theta, t, p: _keep_bits(sync, theta, t, p), slow, target, params)
-        if inner_state == inner_states.RESET:
-            initial = inner.init(optax.apply_updates(params, updates))
-            now = inner_states.reset(sync, now, initial)
-        elif inner_state == inner_states.PULLBACK:
-            now = inner_states.pullback(sync, now, start_moments, alpha)
-
+        inner_state = moments.at_sync(
+            sync_moments,
+            sync,
+            inner_state,
+            lambda: inner.init(_of_state(slow, numerics.add(params, updates))),
+            start_moments,
+            alpha,
+        )
+        inner_state = moments.forget_evaluations(sync & (alpha != 1), inner_state)
         return updates, LookaheadState(
-            inner_state=now,
-            slow_params=slow,
-            start_moments=start_moments,
-            count=optax.safe_increment(state.count),
+            inner_state=inner_state,
+            cycle_start_params=_with_lost_bits(sync, slow, target, params),
+            cycle_start_moments=start_moments,
+            steps_taken=optax.safe_increment(state.steps_taken),
             steps_since_sync=jnp.where(sync, 0, steps),
             synced=sync,
         )
@@ -327,43 +253,86 @@ def wrap(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def cycle_slow_params(
-    synced: jax.Array, slow_params: optax.Params, params: optax.Params
-) -> optax.Params:
-    """The slow weights of the cycle: the params themselves before its first step."""
-    return jax.tree.map(
-        lambda theta, p: jnp.where(synced, _unrounded(theta, p), theta), slow_params, params
-    )
-
-
-def _unrounded(theta: jax.Array, p: ArrayLike) -> jax.Array:
-    """The params in the dtype of θ, with the bits of θ that rounding took from them."""
-    p = jnp.asarray(p)
-    if theta.dtype == p.dtype:
-        return p
-    return jnp.where(trees.rounded(theta, p.dtype) == p, theta, p.astype(theta.dtype))
-
-
-def _keep_bits(sync: jax.Array, theta: jax.Array, t: jax.Array, p: ArrayLike) -> jax.Array:
-    """At a sync the target t, if θ has bits of it that the params will not have."""
-    if theta.dtype == jnp.result_type(p):
-        return theta
-    return jnp.where(sync, t.astype(theta.dtype), theta)
-
-
 def _interpolate(theta: jax.Array, p: ArrayLike, u: ArrayLike, alpha: ArrayLike) -> jax.Array:
     """θ + α (v − θ) with v = p + u; for leaves without fractions, v."""
-    v = trees.working(p) + trees.working(u)
-    if not trees.is_inexact(p):
+    v = numerics.widen(p) + numerics.widen(u)
+    if not numerics.is_inexact(p):
         return v
-    start = trees.working(theta)
+    start = numerics.widen(theta)
     return start + alpha * (v - start)
 
 
-def _select_update(step_back: jax.Array, u: ArrayLike, p: ArrayLike, t: jax.Array) -> jax.Array:
-    """The update that brings p to the target t where `step_back`, else u."""
+def _step_back(
+    sync: jax.Array, u: ArrayLike, p: ArrayLike, target: jax.Array, alpha: ArrayLike
+) -> jax.Array:
+    """The update that brings p to the target at a sync, else u.
+
+    With α = 1 it is u itself, for rounding would part the params from the inner
+    optimizer's.
+    """
     u, p = jnp.asarray(u), jnp.asarray(p)
-    if not trees.is_inexact(p):
+    if not numerics.is_inexact(p):
         return u
-    way = trees.rounded(t, p.dtype) - trees.working(p)
-    return jnp.where(step_back, trees.rounded(way, u.dtype), u).astype(u.dtype)
+    to_target = numerics.rounded(target, p.dtype) - numerics.widen(p)
+    to_target = numerics.rounded(to_target, u.dtype).astype(u.dtype)
+    return numerics.select(sync, numerics.at_limit(alpha == 1, u, to_target), u)
+
+
+def _of_state(slow: optax.Params, params: optax.Params) -> optax.Params:
+    """The params that the state was made for, without what else a model may hold."""
+    return numerics.tree_map(lambda _, p: p, slow, params)
+
+
+def check_settings(
+    inner: optax.GradientTransformation,
+    sync_period: ScalarOrSchedule,
+    slow_step_size: ScalarOrSchedule,
+    sync_moments: str,
+    slow_dtype: DTypeLike | None,
+    entry: str = "",
+) -> None:
+    """Raises a ValueError for a setting that no lookahead, or no entry of a list, can have."""
+    arguments.check_transformation("inner", inner)
+    arguments.check_period(f"sync_period{entry}", sync_period)
+    arguments.check_step_size(f"slow_step_size{entry}", slow_step_size)
+    arguments.check_choice("sync_moments", sync_moments, moments.CHOICES)
+    arguments.check_dtype("slow_dtype", slow_dtype)
+
+
+# Slow weights in a wider dtype than the params'
+#
+# A sync rounds θ to the params. So it stores θ with the bits that they will lose, and the
+# next cycle takes those if the params are still what θ rounds to.
+
+
+def slow_weights(
+    synced: jax.Array, cycle_start_params: optax.Params, params: optax.Params
+) -> optax.Params:
+    """The slow weights of the cycle: the params themselves before its first step."""
+    return numerics.tree_map(
+        lambda theta, p: numerics.select(synced, _with_bits_of(theta, p), theta),
+        cycle_start_params,
+        params,
+    )
+
+
+def _with_bits_of(theta: jax.Array, p: ArrayLike) -> jax.Array:
+    """The params in the dtype of θ; θ itself, if that is what was rounded to them."""
+    p = jnp.asarray(p)
+    if theta.dtype == p.dtype:
+        return p
+    is_rounded = numerics.rounded(theta, p.dtype) == p
+    return numerics.at_limit(is_rounded, theta, p.astype(theta.dtype))
+
+
+def _with_lost_bits(
+    sync: jax.Array, slow: optax.Params, target: optax.Params, params: optax.Params
+) -> optax.Params:
+    """The slow weights to be stored: of a sync, where they are wider than the params."""
+
+    def leaf(theta: jax.Array, t: Any, p: ArrayLike) -> jax.Array:
+        if t is None or theta.dtype == jnp.result_type(p):
+            return theta
+        return numerics.select(sync, t, theta)
+
+    return numerics.tree_map(leaf, slow, target, params)

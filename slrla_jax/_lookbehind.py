@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from slrla_jax import _arguments as arguments
-from slrla_jax import _trees as trees
+from slrla_jax import _moments as moments
+from slrla_jax import _numerics as numerics
 from slrla_jax._arguments import Scalar
 
 Mask = Any | Callable[[optax.Params], Any]
@@ -25,7 +26,8 @@ def lookbehind(
     *,
     adaptive_rho: bool = False,
     eta: Scalar = 0.01,
-    mask: Mask | None = None,
+    weight_mask: Mask | None = None,
+    ascent_mask: Mask | None = None,
     cosine: str = "per_leaf",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lookbehind: k steps of ascent behind, k of descent, and one step back.
@@ -50,6 +52,11 @@ def lookbehind(
 
     with the norm over all leaves together. A zero gradient gives ε = 0.
 
+    Where a part of the params is frozen, put the `optax.partition` that freezes it inside,
+    around the optimizer of the descent, and name in `ascent_mask` what is trained: the
+    frozen params then stand still during the ascent and do not count in the norm. With the
+    partition outside, `grad_fn` would be called with what it masks missing.
+
     Args:
       inner: A, the optimizer of the descent. It makes k steps a training step: the
         boundaries of schedules inside are to be multiplied by k.
@@ -60,9 +67,10 @@ def lookbehind(
         α = (cos(v_1 − θ, v_k − θ) + 1) / 2, where a zero difference counts as cosine 0.
       adaptive_rho: whether the ascent is ASAM's.
       eta: η_asam ≥ 0, with `adaptive_rho`.
-      mask: with `adaptive_rho`, which leaves are weights: a tree of booleans like the
-        params, or a function from params to that. None for the leaves of two or more
-        dimensions.
+      weight_mask: with `adaptive_rho`, which leaves are weights: a tree of booleans like
+        the params or a prefix of it, or a function from params to that. None for the
+        leaves of two or more dimensions.
+      ascent_mask: which leaves the ascent moves, likewise; None for all.
       cosine: with the adaptive α, `"per_leaf"` for an α of each leaf's own, `"global"`
         for one of all leaves together.
 
@@ -74,7 +82,7 @@ def lookbehind(
       i = 0, …, k − 1. Over several devices both must be averages over all of them.
       Under `optax.MultiSteps`, `grad_fn` (and `value`) must cover the whole accumulated
       batch, and the wrapper be called itself: its `gradient_transformation()` drops extra
-      arguments. All of this with code is in `docs/lookbehind.md`.
+      arguments. All of this, with code, is in `docs/lookbehind.md`.
 
     Raises:
       ValueError: for an argument outside these bounds; and in `update` without
@@ -100,13 +108,14 @@ def lookbehind(
       forward <https://arxiv.org/abs/2307.16704>`_, 2024.
     """
     arguments.check_length("ascent_steps", ascent_steps)
-    for name, value in (("rho", rho), ("eta", eta)):
-        arguments.check_no_schedule(name, value)
-        arguments.check_beta(name, value)
+    arguments.check_transformation("inner", inner)
+    arguments.check_no_schedule(rho=rho, eta=eta)
+    arguments.check_non_negative("rho", rho)
+    arguments.check_non_negative("eta", eta)
     if isinstance(slow_step_size, str):
         arguments.check_choice("slow_step_size", slow_step_size, [ADAPTIVE])
     else:
-        arguments.check_no_schedule("slow_step_size", slow_step_size)
+        arguments.check_no_schedule(slow_step_size=slow_step_size)
         arguments.check_step_size("slow_step_size", slow_step_size)
     arguments.check_choice("cosine", cosine, COSINES)
     inner = optax.with_extra_args_support(inner)
@@ -127,26 +136,35 @@ def lookbehind(
             )
         grads, behind, fast, first = updates, params, params, None
         for i in range(int(ascent_steps)):
-            scales = _scales(behind, eta, mask) if adaptive_rho else None
-            behind = optax.apply_updates(behind, _ascent(grads, scales, rho))
-            grads = grad_fn(behind, i)
+            # φ ← φ + ε(∇L(φ)),  v ← A(v, ∇L(φ))
+            climbing = _masked(ascent_mask, params, grads)
+            scales = _scales(behind, climbing, eta, weight_mask) if adaptive_rho else None
+            behind = numerics.add(behind, _ascent(climbing, scales, rho))
+            grads = _called(grad_fn, behind, i)
             updates, state = inner.update(grads, state, fast, **extra_args)
-            fast = optax.apply_updates(fast, updates)
+            fast = numerics.add(fast, updates)
             first = fast if first is None else first
 
-        way = updates if ascent_steps == 1 else trees.difference(fast, params)
-        alpha = slow_step_size
-        if isinstance(alpha, str):
-            alphas = _adaptive_step_sizes(trees.difference(first, params), way, cosine)
+        # θ ← θ + α (v − θ)
+        moved = updates if ascent_steps == 1 else _difference(updates, fast, params)
+        if isinstance(slow_step_size, str):
+            alphas = _adaptive_step_sizes(_difference(updates, first, params), moved, cosine)
+            has_stepped_back: Any = True
         else:
-            alphas = jax.tree.map(lambda _: alpha, way)
-        return jax.tree.map(_step_back, way, alphas, updates), state
+            alpha = arguments.as_number(slow_step_size)
+            alphas = numerics.tree_map(lambda _: alpha, moved)
+            has_stepped_back = jnp.asarray(alpha != 1)
+        state = moments.forget_evaluations(has_stepped_back, state)
+        return numerics.tree_map(_step_back, moved, alphas, updates), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
 def sam(
-    inner: optax.GradientTransformation, rho: Scalar = 0.05
+    inner: optax.GradientTransformation,
+    rho: Scalar = 0.05,
+    *,
+    ascent_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Sharpness-aware minimisation: the gradient from a step of ascent away.
 
@@ -158,6 +176,7 @@ def sam(
     Args:
       inner: A, the optimizer of the descent.
       rho: ρ ≥ 0, the length of the ascent step.
+      ascent_mask: which leaves the ascent moves; see `lookbehind`.
 
     Returns:
       A transformation to call as `update(grads, state, params, grad_fn=grad_fn)`; see
@@ -182,14 +201,16 @@ def sam(
       Foret, Kleiner, Mobahi and Neyshabur, `Sharpness-Aware Minimization for Efficiently
       Improving Generalization <https://arxiv.org/abs/2010.01412>`_, 2021.
     """
-    return lookbehind(inner, 1, rho, 1.0)
+    return lookbehind(inner, 1, rho, 1.0, ascent_mask=ascent_mask)
 
 
 def asam(
     inner: optax.GradientTransformation,
     rho: Scalar = 0.5,
     eta: Scalar = 0.01,
-    mask: Mask | None = None,
+    *,
+    weight_mask: Mask | None = None,
+    ascent_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adaptive SAM: the ascent measured in units of each weight's own size.
 
@@ -204,7 +225,8 @@ def asam(
       inner: A, the optimizer of the descent.
       rho: ρ ≥ 0, the length of the ascent step.
       eta: η ≥ 0, the size that a zero weight counts for.
-      mask: which leaves are weights; see `lookbehind`.
+      weight_mask: which leaves are weights; see `lookbehind`.
+      ascent_mask: which leaves the ascent moves; see `lookbehind`.
 
     Returns:
       A transformation to call as `update(grads, state, params, grad_fn=grad_fn)`; see
@@ -223,29 +245,83 @@ def asam(
       Scale-Invariant Learning of Deep Neural Networks
       <https://arxiv.org/abs/2102.11600>`_, 2021.
     """
-    return lookbehind(inner, 1, rho, 1.0, adaptive_rho=True, eta=eta, mask=mask)
+    return lookbehind(
+        inner,
+        1,
+        rho,
+        1.0,
+        adaptive_rho=True,
+        eta=eta,
+        weight_mask=weight_mask,
+        ascent_mask=ascent_mask,
+    )
 
 
-def _scales(params: optax.Params, eta: Scalar, mask: Mask | None) -> optax.Params:
+def _broadcast(mask: Mask, params: optax.Params) -> Any:
+    """A mask as a tree of booleans like the params."""
+    mask = mask(params) if callable(mask) else mask
+    return jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), mask, params)
+
+
+def _masked(mask: Mask | None, params: optax.Params, grads: optax.Updates) -> optax.Updates:
+    """The gradients of the leaves that the mask names, None for the others."""
+    if mask is None:
+        return grads
+    return numerics.tree_map(lambda g, flag: g if flag else None, grads, _broadcast(mask, params))
+
+
+def _scales(
+    params: optax.Params, grads: optax.Updates, eta: Scalar, mask: Mask | None
+) -> optax.Params:
     """T: |v| + η on weights, 1 elsewhere."""
     if mask is None:
-        mask = jax.tree.map(lambda p: jnp.ndim(p) >= 2, params)
-    elif callable(mask):
-        mask = mask(params)
-    return jax.tree.map(
-        lambda is_weight, p: jnp.abs(trees.working(p)) + eta if is_weight else 1.0, mask, params
-    )
+        is_weight = numerics.tree_map(lambda g: jnp.ndim(g) >= 2, grads)
+    else:
+        is_weight = _broadcast(mask, params)
+
+    def scale(_: Any, p: jax.Array, is_weight: bool) -> Any:
+        return jnp.abs(numerics.widen(p)) + arguments.as_number(eta) if is_weight else 1.0
+
+    return numerics.tree_map(scale, grads, params, is_weight)
 
 
 def _ascent(grads: optax.Updates, scales: optax.Params | None, rho: Scalar) -> optax.Updates:
     """ε: ρ T² g / ‖T g‖, or zero for a zero gradient."""
     if scales is None:
-        scales = jax.tree.map(lambda _: 1.0, grads)
-    scaled = jax.tree.map(lambda g, t: t * trees.working(g), grads, scales)
-    norm = jnp.sqrt(trees.sum_of_squares(scaled))
-    factor = jnp.where(norm > 0, rho / jnp.where(norm > 0, norm, 1.0), 0.0)
-    return jax.tree.map(
-        lambda s, t, g: (factor * t * s).astype(jnp.result_type(g)), scaled, scales, grads
+        scales = numerics.tree_map(lambda _: 1.0, grads)
+    scaled = numerics.tree_map(lambda g, t: t * numerics.widen(g), grads, scales)
+    norm = numerics.sqrt(numerics.sum_of_squares(scaled))
+    factor = jnp.where(norm > 0, arguments.as_number(rho) / jnp.where(norm > 0, norm, 1.0), 0.0)
+    return numerics.tree_map(
+        lambda g, s, t: numerics.like(factor * t * s, jnp.asarray(g)), grads, scaled, scales
+    )
+
+
+def _called(
+    grad_fn: Callable[[optax.Params, int], optax.Updates], behind: optax.Params, i: int
+) -> optax.Updates:
+    """`grad_fn(behind, i)`, whose errors say so where a part of the params is missing."""
+    try:
+        return grad_fn(behind, i)
+    except Exception as error:
+        if any(map(_is_masked, jax.tree.leaves(behind, is_leaf=_is_masked))):
+            error.add_note(
+                "`grad_fn` was called with params of which optax.masked or optax.partition, "
+                "around this sharpness-aware optimizer, has masked a part. Put it inside "
+                "instead, and name what is trained in `ascent_mask`: "
+                "sam(optax.partition(…), ascent_mask=…)."
+            )
+        raise
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _difference(updates: optax.Updates, end: optax.Params, start: optax.Params) -> optax.Updates:
+    """From start to end, of what is updated."""
+    return numerics.tree_map(
+        lambda _, x, y: numerics.widen(x) - numerics.widen(y), updates, end, start
     )
 
 
@@ -254,7 +330,7 @@ def _adaptive_step_sizes(first: optax.Updates, last: optax.Updates, cosine: str)
 
     def inner_products(x: optax.Updates, y: optax.Updates) -> optax.Updates:
         each = jax.tree.map(
-            lambda a, b: jnp.sum(jnp.real(trees.working(a) * jnp.conj(trees.working(b)))), x, y
+            lambda a, b: jnp.sum(jnp.real(numerics.widen(a) * jnp.conj(numerics.widen(b)))), x, y
         )
         if cosine == "per_leaf":
             return each
@@ -263,7 +339,7 @@ def _adaptive_step_sizes(first: optax.Updates, last: optax.Updates, cosine: str)
 
     def step_size(xy: jax.Array, xx: jax.Array, yy: jax.Array) -> jax.Array:
         # Each norm by itself: their squares' product would underflow sooner.
-        norms = jnp.sqrt(xx) * jnp.sqrt(yy)
+        norms = numerics.sqrt(xx) * numerics.sqrt(yy)
         return (jnp.where(norms > 0, xy / jnp.where(norms > 0, norms, 1.0), 0.0) + 1) / 2
 
     return jax.tree.map(
@@ -274,5 +350,6 @@ def _adaptive_step_sizes(first: optax.Updates, last: optax.Updates, cosine: str)
     )
 
 
-def _step_back(way: jax.Array, alpha: Any, update: jax.Array) -> jax.Array:
-    return jnp.where(alpha != 1, alpha * way, way).astype(jnp.result_type(update))
+def _step_back(moved: jax.Array, alpha: Any, update: jax.Array) -> jax.Array:
+    """α (v − θ); for α = 1, v − θ itself."""
+    return numerics.like(numerics.at_limit(alpha == 1, moved, alpha * moved), update)

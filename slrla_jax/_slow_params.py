@@ -1,15 +1,17 @@
 """Reading the slow weights out of an optimizer's state."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from slrla_jax._lookahead import LookaheadState, cycle_slow_params
+from slrla_jax._lookahead import LookaheadState, slow_weights
 
 # A leaf's place in a tree, whatever containers the tree is made of.
-_Place = tuple[Any, ...]
+Place = tuple[Any, ...]
 
 
 def slow_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
@@ -20,16 +22,17 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params
 
     Args:
       opt_state: the state of any transformation with a lookahead inside: in
-        `optax.chain`, `MultiSteps`, `masked`, `partition`, `inject_hyperparams`, …; a
-        Linen `TrainState.opt_state` or an `nnx.Optimizer.opt_state`; replicated by
-        pmap or batched by vmap together with the params. Of nested lookaheads the
-        outermost counts.
+        `optax.chain`, `MultiSteps`, `masked`, `partition`, `inject_hyperparams`,
+        `flatten`, …; a Linen `TrainState.opt_state` or an `nnx.Optimizer.opt_state`;
+        replicated by pmap or batched by vmap together with the params. Of nested
+        lookaheads the outermost counts.
       params: the current params, that is the fast weights.
 
     Returns:
       A tree like `params`, in its containers; leaves are in `slow_dtype` where it was
       set. Leaves that no lookahead governs (masked out, or under another optimizer)
-      are those of `params`.
+      are copies of those of `params`. Nothing of it shares a buffer with `params` or
+      `opt_state`, so it outlives a step to which they are donated.
 
     Raises:
       ValueError: if there is no lookahead in `opt_state`, if two that are not nested
@@ -47,61 +50,115 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params
       >>> print(slrla_jax.slow_params(state, params)["w"])
       [1. 1. 1.]
     """
-    found = [
+    states = [
         node for node in jax.tree.leaves(opt_state, is_leaf=_is_lookahead) if _is_lookahead(node)
     ]
-    if not found:
-        raise ValueError("`opt_state` holds no lookahead, so there are no slow weights in it.")
+    if not states:
+        raise ValueError(_nothing_found(opt_state))
 
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     current = {_place(path): leaf for path, leaf in leaves}
-    slow: dict[_Place, Any] = {}
-    for state in found:
-        for place, leaf in _governed(state, current).items():
+    slow: dict[Place, Any] = {}
+    for state in states:
+        for place, leaf in _slow_leaves(state, current).items():
             if place in slow:
                 raise ValueError(
                     "`opt_state` holds two lookaheads, neither inside the other, for "
                     f"params{_name(place)}."
                 )
             slow[place] = leaf
-    return jax.tree.unflatten(treedef, [slow.get(place, leaf) for place, leaf in current.items()])
+    return jax.tree.unflatten(
+        treedef,
+        [slow[place] if place in slow else _copy(leaf) for place, leaf in current.items()],
+    )
 
 
-def _governed(state: LookaheadState, current: dict[_Place, Any]) -> dict[_Place, Any]:
-    """The slow weights of one lookahead by place, given the current params."""
+def _slow_leaves(state: LookaheadState, current: dict[Place, Any]) -> dict[Place, Any]:
+    """The slow weights of one lookahead by the places that they have in the params."""
+    # One flag for the whole state, or one per replica along leading axes. In an
+    # nnx.Optimizer it is boxed.
+    (synced,) = jax.tree.leaves(state.synced)
+
+    def read(theta: jax.Array, p: Any) -> Any:
+        flag = jnp.reshape(synced, synced.shape + (1,) * (theta.ndim - synced.ndim))
+        return slow_weights(flag, theta, p)
+
     stored = {
-        _place(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.slow_params)
+        _place(path): theta
+        for path, theta in jax.tree_util.tree_leaves_with_path(state.cycle_start_params)
     }
+    if _is_flat(stored, current, synced.ndim):
+        return _read_flat(read, stored[()], current, synced.ndim)
+
+    slow: dict[Place, Any] = {}
     for place, theta in stored.items():
-        if place not in current or jnp.shape(theta) != jnp.shape(current[place]):
-            have = f"shape {jnp.shape(current[place])}" if place in current else "nothing"
+        where, p = _param_for(place, current)
+        if where is None or jnp.shape(p) != theta.shape:
+            have = "nothing" if where is None else f"shape {jnp.shape(p)}"
             raise ValueError(
                 "`params` is not the tree that `opt_state` was made for: the state has slow "
                 f"weights of shape {theta.shape} for params{_name(place)}, where it has {have}."
             )
-    # One flag for the whole state, or one per replica along leading axes. In an
-    # nnx.Optimizer it is boxed.
-    (synced,) = jax.tree.leaves(state.synced)
+        leaf = read(theta, p)
+        if p is not current[where]:  # the real or the imaginary part
+            leaf = slow.get(where, 0) + (1j * leaf if place[-1] == "imaginary" else leaf)
+        slow[where] = leaf
+    return slow
+
+
+# The state's tree beside the params'
+
+
+def _param_for(place: Place, current: dict[Place, Any]) -> tuple[Place | None, Any]:
+    """Where the params have what the state has at a place, and that.
+
+    It is at the same place, but for two kinds of boxes: Flax puts a param into a Variable,
+    whose one child is called `value`, and `optax.contrib.split_real_and_imaginary` makes
+    two leaves of a complex one.
+    """
+    if place in current:
+        return place, current[place]
+    if (*place, "value") in current:
+        return (*place, "value"), current[(*place, "value")]
+    outside, inside = place[:-1], place[-1:]
+    parts = {"value": lambda x: x, "real": jnp.real, "imaginary": jnp.imag}
+    if outside in current and inside and inside[0] in parts:
+        return outside, parts[inside[0]](current[outside])
+    return None, None
+
+
+def _is_flat(stored: dict[Place, Any], current: dict[Place, Any], batch_axes: int) -> bool:
+    """Whether `optax.flatten` made one vector of all params."""
+    if list(stored) != [()] or () in current or not current:
+        return False
+    sizes = [np.prod(jnp.shape(leaf)[batch_axes:], dtype=int) for leaf in current.values()]
+    return bool(stored[()].shape[batch_axes:] == (sum(sizes),))
+
+
+def _read_flat(
+    read: Callable[[jax.Array, Any], Any],
+    theta: jax.Array,
+    current: dict[Place, Any],
+    batch_axes: int,
+) -> dict[Place, Any]:
+    """The slow weights of a lookahead inside `optax.flatten`."""
+    batch = theta.shape[:batch_axes]
+    pieces = [jnp.reshape(jnp.asarray(leaf), (*batch, -1)) for leaf in current.values()]
+    together = jnp.concatenate(pieces, axis=-1)
+    ends = np.cumsum([piece.shape[-1] for piece in pieces])[:-1]
+    parts = jnp.split(read(theta, together), ends, axis=-1)
+    is_widened = theta.dtype != together.dtype
     return {
-        place: cycle_slow_params(
-            jnp.reshape(synced, synced.shape + (1,) * (theta.ndim - synced.ndim)),
-            theta,
-            current[place],
+        place: jnp.reshape(part, jnp.shape(leaf)).astype(
+            theta.dtype if is_widened else jnp.result_type(leaf)
         )
-        for place, theta in stored.items()
+        for part, (place, leaf) in zip(parts, current.items(), strict=True)
     }
 
 
-def _is_lookahead(node: Any) -> bool:
-    return isinstance(node, LookaheadState)
-
-
-def _place(path: tuple[Any, ...]) -> _Place:
-    """A key path without the kinds of its containers, nor the boxes around leaves."""
-    keys = tuple(_key(entry) for entry in path)
-    # Flax boxes a param in a Variable, whose one child is called `value`; inside an
-    # nnx.Optimizer's `update` the same leaf stands without its box.
-    return keys[:-1] if keys and path[-1] == jax.tree_util.GetAttrKey("value") else keys
+def _place(path: tuple[Any, ...]) -> Place:
+    """A key path without the kinds of its containers."""
+    return tuple(_key(entry) for entry in path)
 
 
 def _key(entry: Any) -> Any:
@@ -111,5 +168,35 @@ def _key(entry: Any) -> Any:
     return entry
 
 
-def _name(place: _Place) -> str:
+# What is said and what is copied
+
+
+def _is_lookahead(node: Any) -> bool:
+    return isinstance(node, LookaheadState)
+
+
+def _nothing_found(opt_state: Any) -> str:
+    """Why a state has no slow weights, and what to pass instead."""
+    places = [_place(path) for path, _ in jax.tree_util.tree_leaves_with_path(opt_state)]
+    if any("cycle_start_params" in place for place in places):
+        return (
+            "`opt_state` has the fields of a lookahead, but as plain containers, as where a "
+            "checkpoint is restored without a target: restore it with `tx.init(params)` as the "
+            "target."
+        )
+    return (
+        "`opt_state` holds no lookahead, so there are no slow weights in it: it must be the state "
+        "of a transformation with a lookahead of slrla_jax inside, got a "
+        f"{type(opt_state).__name__}."
+    )
+
+
+def _name(place: Place) -> str:
     return "".join(f"[{key!r}]" for key in place)
+
+
+def _copy(leaf: Any) -> Any:
+    """A leaf in a buffer of its own; what is no array, as it is."""
+    if isinstance(leaf, jax.Array):
+        return jnp.array(leaf, copy=True)
+    return np.array(leaf) if isinstance(leaf, np.ndarray) else leaf

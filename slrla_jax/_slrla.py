@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
 from slrla_jax import _arguments as arguments
+from slrla_jax import _moments as moments
 from slrla_jax._arguments import Scalar, ScalarOrSchedule, Schedule
-from slrla_jax._lookahead import check_settings, lookahead, wrap
-from slrla_jax._stagewise import per_stage, pull_towards, regularised, stagewise_prox
+from slrla_jax._lookahead import check_settings, lookahead, lookahead_layer
+from slrla_jax._stagewise import per_stage, pull_towards, regularised_extra_args, stagewise_prox
+from slrla_jax._weight_decay import coupled_weight_decay
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,9 @@ class Stage:
     """The settings of one stage of `slrla`: T_q, η_q, β_q, k_q and α_q.
 
     Attributes:
-      outer_steps: T_q ≥ 1, cycles of Lookahead in the stage. It lasts
-        `outer_steps * sync_period` optimizer steps and ends on a sync.
-      learning_rate: η_q; a number, or a schedule of the 0-based optimizer step
+      cycles: T_q ≥ 1, cycles of Lookahead in the stage. It lasts `cycles * sync_period`
+        optimizer steps and ends on a sync.
+      learning_rate: η_q ≥ 0; a number, or a schedule of the 0-based optimizer step
         within the stage.
       beta: β_q ≥ 0, strength of the local regulariser; 0 for none.
       sync_period: k_q ≥ 1, optimizer steps in a cycle.
@@ -32,35 +35,35 @@ class Stage:
 
     Example:
       >>> import slrla_jax
-      >>> slrla_jax.Stage(outer_steps=100, learning_rate=0.1, beta=0.4).length
+      >>> slrla_jax.Stage(cycles=100, learning_rate=0.1, beta=0.4).length
       500
     """
 
-    outer_steps: int
+    cycles: int
     learning_rate: ScalarOrSchedule
     beta: Scalar = 0.0
     sync_period: int = 5
     slow_step_size: Scalar = 0.8
 
     def __post_init__(self) -> None:
-        arguments.check_length("outer_steps", self.outer_steps)
+        arguments.check_length("cycles", self.cycles)
+        arguments.check_non_negative("learning_rate", self.learning_rate)
         arguments.check_length("sync_period", self.sync_period)
-        for name in ("beta", "slow_step_size"):
-            arguments.check_no_schedule(name, getattr(self, name))
-        arguments.check_beta("beta", self.beta)
+        arguments.check_no_schedule(beta=self.beta, slow_step_size=self.slow_step_size)
+        arguments.check_non_negative("beta", self.beta)
         arguments.check_step_size("slow_step_size", self.slow_step_size)
 
     @property
     def length(self) -> int:
         """Optimizer steps in the stage."""
-        return self.outer_steps * self.sync_period
+        return self.cycles * self.sync_period
 
 
 def slrla(
-    optimizer: Callable[[Schedule], optax.GradientTransformation],
+    make_inner: Callable[[Schedule], optax.GradientTransformation],
     stages: Sequence[Stage],
     *,
-    inner_state: str = "keep",
+    sync_moments: str = "keep",
     slow_dtype: DTypeLike | None = None,
     anchor_dtype: DTypeLike | None = None,
     decoupled: bool = False,
@@ -75,13 +78,14 @@ def slrla(
     Each stage has its own learning rate η_q, length T_q, slow step size α_q, period
     k_q and strength β_q; after the last, its settings stay. β = 0 is stagewise
     Lookahead, β = 0 with α = 1 stagewise SGD, and one stage with β = 0 is
-    `lookahead`.
+    `lookahead`. What is said there of the place in a chain holds here.
 
     Args:
-      optimizer: A, as a function from a learning rate to a transformation. It gets
-        one schedule that covers all stages.
+      make_inner: makes A, the inner optimizer, from a learning rate: `optax.sgd`, say, or
+        `lambda lr: optax.sgd(lr, momentum=0.9)`. It is given one schedule that covers all
+        stages.
       stages: the stages 1, …, Q.
-      inner_state: what a sync does to the moments of the inner optimizer; see
+      sync_moments: what a sync does to the moments of the inner optimizer; see
         `lookahead`. Stages, anchors and the learning rate's schedule go on.
       slow_dtype: dtype of the slow weights; see `lookahead`.
       anchor_dtype: dtype of the anchor θ_{q−1}; see `stagewise_prox`.
@@ -94,7 +98,8 @@ def slrla(
       state: the anchor. (Where every β is 0 there is none.)
 
     Raises:
-      ValueError: if `stages` is empty, and as `lookahead` and `stagewise_prox` do.
+      ValueError: if `make_inner` is no function that returns a transformation, if `stages`
+        is empty or holds anything but stages, and as `lookahead` and `stagewise_prox` do.
 
     Example:
       >>> import optax, slrla_jax
@@ -112,19 +117,20 @@ def slrla(
       <https://papers.nips.cc/paper/2021/hash/e53a0a2978c28872a4505bdb51db06dc-Abstract.html>`_,
       2021.
     """
-    arguments.check_some("stages", stages)
+    _check_factory(make_inner)
+    _check_stages(stages)
     lengths = [stage.length for stage in stages]
-    arguments.check_lengths("stages", lengths)
     learning_rate = optax.join_schedules(
         [arguments.as_schedule(stage.learning_rate) for stage in stages],
         [sum(lengths[:q]) for q in range(1, len(lengths))],
     )
-    inner = optimizer(learning_rate)
+    inner = make_inner(learning_rate)
+    arguments.check_transformation("make_inner(learning_rate)", inner)
 
     betas = [stage.beta for stage in stages]
-    regularised = not all(arguments.is_static(beta) and beta == 0 for beta in betas)
-    if regularised and decoupled:
-        beta_at = per_stage(betas, lengths)
+    beta_at = per_stage(betas, lengths)
+    is_regularised = not all(map(arguments.is_zero, betas))
+    if is_regularised and decoupled:
         pull = stagewise_prox(
             lambda count: -learning_rate(count) * beta_at(count),
             lengths,
@@ -136,12 +142,12 @@ def slrla(
         inner,
         per_stage([stage.sync_period for stage in stages], lengths),
         per_stage([stage.slow_step_size for stage in stages], lengths),
-        inner_state=inner_state,
+        sync_moments=sync_moments,
         slow_dtype=slow_dtype,
     )
-    if regularised and not decoupled:
+    if is_regularised and not decoupled:
         prox = stagewise_prox(betas, lengths, anchor_dtype=anchor_dtype)
-        tx = _minimising(prox, per_stage(betas, lengths), tx)
+        tx = _minimising(prox, beta_at, tx)
     return tx
 
 
@@ -151,7 +157,8 @@ def _minimising(
     """`optax.chain(prox, tx)`, with `tx` told of F_q also where it asks for more than g.
 
     Optimizers that look at the loss (`value=`) or evaluate gradients themselves
-    (`grad_fn=`) would otherwise step on the plain F.
+    (`grad_fn=`) would otherwise step on the plain F. What a line search remembers of F_q
+    is not what the training loop asks for, which is F.
     """
     tx = optax.with_extra_args_support(tx)
 
@@ -165,10 +172,11 @@ def _minimising(
         **extra_args: Any,
     ) -> tuple[optax.Updates, tuple[optax.OptState, optax.OptState]]:
         prox_state, tx_state = state
-        beta = beta_at(prox_state.count)
+        beta = beta_at(prox_state.steps_taken)
         updates, prox_state = prox.update(updates, prox_state, params)
-        extra_args = regularised(extra_args, prox_state.anchor_params, params, beta)
+        extra_args = regularised_extra_args(extra_args, prox_state.anchor_params, params, beta)
         updates, tx_state = tx.update(updates, tx_state, params, **extra_args)
+        tx_state = moments.forget_evaluations(jnp.asarray(beta != 0), tx_state)
         return updates, (prox_state, tx_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -177,19 +185,19 @@ def _minimising(
 def slrla_sgd(
     learning_rate: ScalarOrSchedule,
     beta: ScalarOrSchedule = 0.4,
-    stage_length: Scalar | Sequence[Scalar] = 5,
+    anchor_period: Scalar | None = None,
     sync_period: ScalarOrSchedule = 5,
     slow_step_size: ScalarOrSchedule = 0.8,
     momentum: Scalar | None = 0.9,
     weight_decay: Scalar = 0.0,
     *,
-    inner_state: str = "keep",
+    sync_moments: str = "keep",
     slow_dtype: DTypeLike | None = None,
     anchor_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SLRLA around SGD in the form of the authors' released code.
 
-    There the anchor a is refreshed every S = `stage_length` optimizer steps, whatever
+    There the anchor a is refreshed every S = `anchor_period` optimizer steps, whatever
     the stages of the learning rate are:
 
     .. math::
@@ -200,29 +208,28 @@ def slrla_sgd(
     That code adds β‖v − a‖² to the loss, without the ½ of the paper: its flags
     `--lookahead 5_0.8 --slr 5_0.2` are the defaults here, β = 0.4.
 
-    With S = k the anchor is always the slow weights; it is then not stored, and
-    SLRLA needs no more memory than Lookahead. (That is decided where both are plain
-    numbers. Under `optax.inject_hyperparams` they are arrays, and the anchor is kept.)
+    Where the anchor is refreshed at every sync, as it is in the released recipe, it is
+    always the slow weights: with `anchor_period=None` it is not stored, and SLRLA needs no
+    more memory than Lookahead.
 
     Args:
-      learning_rate: η; a number, or a schedule of the 0-based optimizer step.
+      learning_rate: η ≥ 0; a number, or a schedule of the 0-based optimizer step.
       beta: β ≥ 0, in the paper's convention; a number or a schedule.
-      stage_length: S, in optimizer steps; or the lengths of stages, see
-        `stagewise_prox`.
+      anchor_period: S ≥ 1, in optimizer steps; None to refresh the anchor at every sync.
       sync_period: k; see `lookahead`.
       slow_step_size: α; see `lookahead`.
-      momentum: μ; None or 0 for plain SGD.
-      weight_decay: λ ≥ 0, as L2 regularisation in the gradient, before momentum.
-      inner_state: what a sync does to the momentum; see `lookahead`.
+      momentum: μ in [0, 1); None for plain SGD, which keeps no momentum.
+      weight_decay: λ ≥ 0, coupled (L2): added to the gradient, before momentum.
+      sync_moments: what a sync does to the momentum; see `lookahead`.
       slow_dtype: dtype of the slow weights; see `lookahead`.
-      anchor_dtype: dtype of the anchor; see `stagewise_prox`. Where the anchor is the
-        slow weights, another dtype than theirs gives it a copy of its own.
+      anchor_dtype: dtype of the anchor that `anchor_period` asks for; see `stagewise_prox`.
 
     Returns:
       A transformation like `lookahead`'s.
 
     Raises:
-      ValueError: as `lookahead` and `stagewise_prox` do.
+      ValueError: for an `anchor_dtype` without an `anchor_period`, for an argument
+        outside these bounds, and as `lookahead` and `stagewise_prox` do.
 
     Example:
       >>> import optax, slrla_jax
@@ -240,23 +247,25 @@ def slrla_sgd(
       <https://papers.nips.cc/paper/2021/hash/e53a0a2978c28872a4505bdb51db06dc-Abstract.html>`_,
       2021, and the code released with it.
     """
-    prox = stagewise_prox(beta, stage_length, anchor_dtype=anchor_dtype)
-    check_settings(sync_period, slow_step_size, inner_state, slow_dtype)
+    arguments.check_non_negative("learning_rate", learning_rate)
+    arguments.check_non_negative("beta", beta)
+    arguments.check_no_schedule(momentum=momentum, weight_decay=weight_decay)
+    if momentum is not None:
+        arguments.check_decay("momentum", momentum)
+    arguments.check_non_negative("weight_decay", weight_decay)
+    inner = optax.chain(coupled_weight_decay(weight_decay), optax.sgd(learning_rate, momentum))
+    settings = (inner, sync_period, slow_step_size, sync_moments, slow_dtype)
+    check_settings(*settings)
 
-    inner = optax.sgd(learning_rate, None if _is_zero(momentum) else momentum)
-    if not _is_zero(weight_decay):
-        inner = optax.chain(optax.add_decayed_weights(weight_decay), inner)
-
-    anchored_to_slow = (
-        arguments.is_static(stage_length)
-        and arguments.is_static(sync_period)
-        and stage_length == sync_period
-        and not arguments.is_sequence(beta)
-        and anchor_dtype in (None, slow_dtype)
-    )
-    if not anchored_to_slow:
-        layer = wrap(inner, sync_period, slow_step_size, inner_state, slow_dtype)
-        return optax.chain(prox, layer)
+    if anchor_period is not None:
+        arguments.check_length("anchor_period", anchor_period)
+        prox = stagewise_prox(beta, anchor_period, anchor_dtype=anchor_dtype)
+        return optax.chain(prox, lookahead_layer(*settings))
+    if anchor_dtype is not None:
+        raise ValueError(
+            "`anchor_dtype` must be None where `anchor_period` is, for the anchor then is the "
+            f"slow weights themselves; got {anchor_dtype!r}."
+        )
 
     beta_at = arguments.as_schedule(beta)
 
@@ -265,8 +274,20 @@ def slrla_sgd(
     ) -> optax.Updates:
         return pull_towards(slow, updates, params, beta_at(count))
 
-    return wrap(inner, sync_period, slow_step_size, inner_state, slow_dtype, pull=pull)
+    return lookahead_layer(*settings, pull=pull)
 
 
-def _is_zero(value: Scalar | None) -> bool:
-    return arguments.is_static(value) and bool(value == 0)
+def _check_factory(make_inner: Any) -> None:
+    if not callable(make_inner):
+        raise ValueError(
+            "`make_inner` must be a function from a learning rate to an optax transformation, "
+            f"such as optax.sgd or lambda lr: optax.sgd(lr, momentum=0.9), got {make_inner!r}."
+        )
+
+
+def _check_stages(stages: Any) -> None:
+    arguments.check_nonempty("stages", stages)
+    for q, stage in enumerate(stages):
+        if not isinstance(stage, Stage):
+            raise ValueError(f"`stages[{q}]` must be a slrla_jax.Stage, got {stage!r}.")
+    arguments.check_lengths("stages", [stage.length for stage in stages])

@@ -5,27 +5,28 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from slrla_jax import _arguments as arguments
-from slrla_jax import _inner_state as inner_states
-from slrla_jax import _trees as trees
+from slrla_jax import _numerics as numerics
 from slrla_jax._arguments import Scalar, ScalarOrSchedule, Schedule
+from slrla_jax._moments import declare_moments
 
 
-@inner_states.has_moments_only_in()
+@declare_moments()
 class StagewiseProxState(NamedTuple):
     """State of `stagewise_prox`.
 
     Attributes:
       anchor_params: θ_{q-1}, the params at the beginning of the stage; like the
         params, or in `anchor_dtype`.
-      count: optimizer steps taken; int32 of shape ().
+      steps_taken: optimizer steps taken; int32 of shape ().
     """
 
     anchor_params: optax.Params
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as optax's do
+    steps_taken: jax.Array
 
 
 def stagewise_prox(
@@ -56,7 +57,7 @@ def stagewise_prox(
     Args:
       beta: β ≥ 0. A number, a traced array, a schedule of the 0-based optimizer step,
         or a list with one number per stage; with a list, the last stage's β and
-        anchor stay after its end. β = 0 leaves gradients as they are, to the bit.
+        anchor stay after its end. β = 0 leaves gradients as they are, bit-for-bit.
       stage_length: a number of optimizer steps, at least 1, after which a new stage
         begins every time; or the lengths of stages 1, …, Q, after which the last one
         goes on.
@@ -100,8 +101,8 @@ def stagewise_prox(
 
     def init_fn(params: optax.Params) -> StagewiseProxState:
         return StagewiseProxState(
-            anchor_params=trees.copy(params, anchor_dtype),
-            count=jnp.zeros((), jnp.int32),
+            anchor_params=numerics.copy(params, anchor_dtype),
+            steps_taken=jnp.zeros((), jnp.int32),
         )
 
     def update_fn(
@@ -112,12 +113,13 @@ def stagewise_prox(
     ) -> tuple[optax.Updates, StagewiseProxState]:
         del extra_args
         arguments.check_params("stagewise_prox", params)
-        begins = begins_at(state.count)
-        anchor = jax.tree.map(
-            lambda a, p: jnp.where(begins, p, a).astype(a.dtype), state.anchor_params, params
+        arguments.check_made_for(state.anchor_params, updates)
+        begins = begins_at(state.steps_taken)
+        anchor = numerics.tree_map(
+            lambda a, p: numerics.select(begins, p, a), state.anchor_params, params
         )
-        updates = pull_towards(anchor, updates, params, beta_at(state.count))
-        return updates, StagewiseProxState(anchor, optax.safe_increment(state.count))
+        updates = pull_towards(anchor, updates, params, beta_at(state.steps_taken))
+        return updates, StagewiseProxState(anchor, optax.safe_increment(state.steps_taken))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -129,22 +131,25 @@ def pull_towards(
 
     def leaf(g: ArrayLike, v: ArrayLike, a: ArrayLike) -> jax.Array:
         g = jnp.asarray(g)
-        if not trees.is_inexact(v):
+        if not numerics.is_inexact(v):
             return g
-        pulled = trees.working(g) + beta * (trees.working(v) - trees.working(a))
-        return jnp.where(beta != 0, pulled, g).astype(g.dtype)
+        pulled = numerics.widen(g) + beta * (numerics.widen(v) - numerics.widen(a))
+        return numerics.like(numerics.at_limit(beta == 0, numerics.widen(g), pulled), g)
 
-    return jax.tree.map(leaf, updates, params, anchor)
+    return numerics.tree_map(leaf, updates, params, anchor)
 
 
-def regularised(
+def regularised_extra_args(
     extra_args: dict[str, Any], anchor: optax.Params, params: optax.Params, beta: ArrayLike
 ) -> dict[str, Any]:
     """The extra arguments that speak of the loss F, speaking of F + (β/2)‖· − a‖²."""
 
     def penalty(params: optax.Params) -> jax.Array:
-        distance = trees.sum_of_squares(trees.difference(params, anchor))
-        return jnp.where(beta != 0, beta / 2 * distance, 0.0)
+        away = numerics.tree_map(lambda a, v: numerics.widen(v) - numerics.widen(a), anchor, params)
+        squares = numerics.sum_of_squares(away)
+        return numerics.at_limit(
+            beta == 0, jnp.zeros_like(squares), jnp.asarray(beta / 2 * squares)
+        )
 
     def value_fn(params: optax.Params, *args: Any, **kwargs: Any) -> Any:
         return extra_args["value_fn"](params, *args, **kwargs) + penalty(params)
@@ -168,35 +173,53 @@ def per_stage(values: Sequence[Scalar], lengths: Sequence[Scalar]) -> Schedule:
     """
     if all(arguments.is_static(value) and value == values[0] for value in values):
         return arguments.as_schedule(values[0])
-    ends = jnp.cumsum(jnp.asarray(lengths))[:-1]
+    ends = stage_starts(lengths)[1:-1]
 
     def value_at(count: jax.Array) -> jax.Array:
-        return jnp.stack([jnp.asarray(v) for v in values])[jnp.sum(count >= ends)]
+        numbers = [jnp.asarray(arguments.as_number(value)) for value in values]
+        return jnp.stack(numbers)[jnp.sum(count >= ends)]
 
     return value_at
 
 
+def stage_starts(lengths: Sequence[Scalar]) -> Any:
+    """The 0-based step at which each stage begins, and the one after the last.
+
+    In NumPy, unless a length is traced: a transform that is built inside a compiled
+    function, or before the devices are known, must hold no array of JAX.
+    """
+    if any(isinstance(length, jax.core.Tracer) for length in lengths):
+        return jnp.cumsum(jnp.asarray([0, *lengths]))
+    return np.cumsum([0, *(int(length) for length in lengths)])
+
+
 def _stages(beta: Any, stage_length: Any) -> tuple[Schedule, Callable[[jax.Array], jax.Array]]:
     """β, and whether a stage begins, as functions of the steps taken so far."""
+    beta, stage_length = arguments.as_known(beta), arguments.as_known(stage_length)
     if not arguments.is_sequence(stage_length):
         arguments.check_length("stage_length", stage_length)
         if not arguments.is_sequence(beta):
-            arguments.check_beta("beta", beta)
-            return arguments.as_schedule(beta), lambda count: count % stage_length == 0
+            arguments.check_non_negative("beta", beta)
+            return arguments.as_schedule(beta), _every(stage_length)
         stage_length = [stage_length] * len(beta)
 
     arguments.check_lengths("stage_length", stage_length)
-    beginnings = jnp.cumsum(jnp.asarray([0, *stage_length[:-1]]))
+    starts = stage_starts(stage_length)[:-1]
 
     def begins_at(count: jax.Array) -> jax.Array:
-        return jnp.any(count == beginnings)
+        return jnp.any(count == starts)
 
     if not arguments.is_sequence(beta):
-        arguments.check_beta("beta", beta)
+        arguments.check_non_negative("beta", beta)
         return arguments.as_schedule(beta), begins_at
 
     arguments.check_same_length(beta=beta, stage_length=stage_length)
     for q, value in enumerate(beta):
-        arguments.check_no_schedule(f"beta[{q}]", value)
-        arguments.check_beta(f"beta[{q}]", value)
+        arguments.check_no_schedule(**{f"beta[{q}]": value})
+        arguments.check_non_negative(f"beta[{q}]", value)
     return per_stage(beta, stage_length), begins_at
+
+
+def _every(length: Scalar) -> Callable[[jax.Array], jax.Array]:
+    """Whether a stage begins, where all are equally long."""
+    return lambda count: count % jnp.asarray(length).astype(count.dtype) == 0

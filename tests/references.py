@@ -78,16 +78,16 @@ class SGD:
     def step(self, v: np.ndarray, g: np.ndarray, eta: float) -> np.ndarray:
         return v - eta * self.direction(g)
 
-    def sync(self, inner_state: str, start: dict[str, np.ndarray | float], alpha: float) -> None:
+    def sync(self, sync_moments: str, start: dict[str, np.ndarray | float], alpha: float) -> None:
         """What a step back with α does, `start` being the moments before the cycle."""
-        if inner_state == "reset":
+        if sync_moments == "reset":
             self.reset()
-        elif inner_state == "pullback":
+        elif sync_moments == "pullback":
             self.moments = {
                 name: start[name] + alpha * (m - start[name]) for name, m in self.moments.items()
             }
         else:
-            assert inner_state == "keep"
+            assert sync_moments == "keep"
 
 
 class Momentum(SGD):
@@ -146,7 +146,7 @@ def lookahead(
     k: Schedule,
     theta: np.ndarray,
     A: SGD,
-    inner_state: str = "keep",
+    sync_moments: str = "keep",
 ) -> None:
     """Algorithm 2, without an end."""
     _cycles(
@@ -156,7 +156,7 @@ def lookahead(
         k,
         theta,
         A,
-        inner_state,
+        sync_moments,
         itertools.count(),
     )
 
@@ -168,11 +168,11 @@ def _cycles(
     k: Schedule,
     theta: np.ndarray,
     A: SGD,
-    inner_state: str,
-    outer_steps: itertools.count | range,
+    sync_moments: str,
+    cycles: itertools.count | range,
 ) -> np.ndarray:
     """The outer loop of Algorithm 2, around any step of the fast weights."""
-    for _ in outer_steps:
+    for _ in cycles:
         start = A.moments
         v = theta
         for tau in itertools.count(1):
@@ -183,7 +183,7 @@ def _cycles(
                 break
         theta = (1 - alpha(s)) * theta + alpha(s) * v
         path.sync(theta)
-        A.sync(inner_state, start, alpha(s))
+        A.sync(sync_moments, start, alpha(s))
     return theta
 
 
@@ -204,7 +204,7 @@ def slrla(
     stages: Sequence[Stage],
     theta: np.ndarray,
     A: SGD,
-    inner_state: str = "keep",
+    sync_moments: str = "keep",
     decoupled: bool = False,
 ) -> None:
     """Algorithm 3; the last stage has no end."""
@@ -224,7 +224,7 @@ def slrla(
             lambda s, stage=stage: stage.k,
             theta,
             A,
-            inner_state,
+            sync_moments,
             range(stage.T) if q + 1 < len(stages) else itertools.count(),
         )
         first += stage.T * stage.k
@@ -250,7 +250,7 @@ def released_slrla(
     theta: np.ndarray,
     A: SGD,
     weight_decay: float = 0.0,
-    inner_state: str = "keep",
+    sync_moments: str = "keep",
 ) -> None:
     """SLRLA as released: one loop over steps, and an anchor renewed every S of them."""
     v, start = theta, A.moments
@@ -264,7 +264,7 @@ def released_slrla(
         if (s + 1) % k == 0:
             theta = v = theta + alpha(s) * (v - theta)
             path.sync(theta)
-            A.sync(inner_state, start, alpha(s))
+            A.sync(sync_moments, start, alpha(s))
             start = A.moments
 
 
@@ -295,7 +295,7 @@ def multilayer_lookahead(
     ks: Sequence[Schedule],
     theta: np.ndarray,
     A: SGD,
-    inner_state: str = "keep",
+    sync_moments: str = "keep",
 ) -> None:
     """Multilayer Lookahead: a step of layer n is k_n steps of layer n − 1."""
 
@@ -314,7 +314,7 @@ def multilayer_lookahead(
                 break
         alpha = alphas[n - 1](s)
         theta = theta + alpha * (v - theta)
-        A.sync(inner_state, start, alpha)
+        A.sync(sync_moments, start, alpha)
         path.fast[-1] = theta
         return theta
 

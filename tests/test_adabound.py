@@ -12,7 +12,7 @@ from x64 import enable_x64
 from slrla_jax import adabound, lookahead
 
 
-def reference(theta, gradients, rates, b1, b2, final_lr, gamma, eps, weight_decay):
+def reference(theta, gradients, rates, b1, b2, final_lr, gamma, eps, weight_decay, base_lr):
     """θ after each step; `rates` are η_1, η_2, …"""
     theta = np.array(theta, np.float64)
     m, v, path = np.zeros_like(theta), np.zeros_like(theta), []
@@ -20,7 +20,7 @@ def reference(theta, gradients, rates, b1, b2, final_lr, gamma, eps, weight_deca
         g = g + weight_decay * theta
         m = b1 * m + (1 - b1) * g
         v = b2 * v + (1 - b2) * g**2
-        final = final_lr * rate / rates[0]
+        final = final_lr * rate / base_lr
         size = rate * np.sqrt(1 - b2**t) / (1 - b1**t) / (np.sqrt(v) + eps)
         lower, upper = final * (1 - 1 / (gamma * t + 1)), final * (1 + 1 / (gamma * t))
         theta = theta - np.clip(size, lower, upper) * m
@@ -54,9 +54,14 @@ def test_follows_the_formula(seed, rate, final_lr, gamma, weight_decay, decays):
     with enable_x64(True):
         # (optax's own schedules compute in float32.)
         schedule = (lambda count: jnp.asarray(rates)[count]) if decays else rate
-        tx = adabound(schedule, final_lr=final_lr, gamma=gamma, weight_decay=weight_decay)
+        base_lr = 0.3 * rate if decays else None
+        tx = adabound(
+            schedule, final_lr=final_lr, gamma=gamma, weight_decay=weight_decay, base_lr=base_lr
+        )
         path = run(tx, theta, gradients)
-    expected = reference(theta, gradients, rates, 0.9, 0.999, final_lr, gamma, 1e-8, weight_decay)
+    expected = reference(
+        theta, gradients, rates, 0.9, 0.999, final_lr, gamma, 1e-8, weight_decay, base_lr or rate
+    )
     np.testing.assert_allclose(path, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -83,7 +88,9 @@ def test_closed_bounds_are_sgd_with_averaged_momentum():
 def test_reset_starts_the_moments_again_and_not_the_schedule():
     gradient = jnp.ones(())
     schedule = optax.piecewise_constant_schedule(1e-3, {2: 0.1})
-    tx = lookahead(adabound(schedule), sync_period=2, slow_step_size=1.0, inner_state="reset")
+    tx = lookahead(
+        adabound(schedule, base_lr=1e-3), sync_period=2, slow_step_size=1.0, sync_moments="reset"
+    )
     params, steps = jnp.zeros(()), []
     state = tx.init(params)
     for _ in range(4):
@@ -95,7 +102,7 @@ def test_reset_starts_the_moments_again_and_not_the_schedule():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("b1", 1.0), ("b2", -0.1), ("final_lr", 0.0), ("gamma", -1.0), ("eps", 0.0),
+    [("b1", 1.0), ("b2", -0.1), ("final_lr", 0.0), ("gamma", -1.0), ("eps", -1e-8),
      ("weight_decay", -1e-4), ("gamma", optax.constant_schedule(1.0))],
 )  # fmt: skip
 def test_bad_arguments_are_named(name, value):

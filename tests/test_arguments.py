@@ -75,7 +75,7 @@ def test_beta(value):
     rejects(lambda: stagewise_prox(value, [5, 5]), "`beta`", f"got {value!r}")
     rejects(lambda: stagewise_prox([0.1, value], [5, 5]), "`beta[1]`", f"got {value!r}")
     rejects(lambda: slrla_sgd(0.1, value), "`beta`", f"got {value!r}")
-    rejects(lambda: slrla_sgd(0.1, value, stage_length=7), "`beta`", f"got {value!r}")
+    rejects(lambda: slrla_sgd(0.1, value, anchor_period=7), "`beta`", f"got {value!r}")
     rejects(lambda: Stage(5, 0.1, beta=value), "`beta`", f"got {value!r}")
 
 
@@ -84,8 +84,9 @@ def test_lengths(value):
     rejects(lambda: stagewise_prox(0.1, value), "`stage_length`", f"{value!r}")
     rejects(lambda: stagewise_prox(0.1, [5, value]), "`stage_length[1]`", f"{value!r}")
     rejects(lambda: stagewise_prox([0.1, 0.2], value), "`stage_length`", f"{value!r}")
-    rejects(lambda: slrla_sgd(0.1, stage_length=value), "`stage_length`", f"{value!r}")
-    rejects(lambda: Stage(value, 0.1), "`outer_steps`", f"{value!r}")
+    if value is not None:
+        rejects(lambda: slrla_sgd(0.1, anchor_period=value), "`anchor_period`", f"{value!r}")
+    rejects(lambda: Stage(value, 0.1), "`cycles`", f"{value!r}")
 
 
 def test_infinity_is_not_a_number_of_steps():
@@ -93,18 +94,18 @@ def test_infinity_is_not_a_number_of_steps():
     rejects(lambda: multilayer_lookahead(INNER, (5, INF)), "`sync_periods[1]`", "got inf")
     rejects(lambda: stagewise_prox(0.1, INF), "`stage_length`", "got inf")
     rejects(lambda: stagewise_prox(0.1, [5, INF]), "`stage_length", "inf")
-    rejects(lambda: Stage(INF, 0.1), "`outer_steps`", "got inf")
+    rejects(lambda: Stage(INF, 0.1), "`cycles`", "got inf")
 
 
 def test_lengths_that_sum_to_too_much():
     rejects(lambda: stagewise_prox(0.1, [2**30, 2**30]), "`stage_length`", "got [1073741824,")
     rejects(lambda: slrla(optax.sgd, [Stage(2**30, 0.1)]), "`stages`", f"got [{5 * 2**30}]")
     # An int32 can count to here.
-    assert stagewise_prox(0.1, [2**30, 2**30 - 1]).init(jnp.ones(1)).count == 0
+    assert stagewise_prox(0.1, [2**30, 2**30 - 1]).init(jnp.ones(1)).steps_taken == 0
 
 
 def test_a_stages_numbers_are_not_schedules():
-    rejects(lambda: Stage(a_schedule, 0.1), "`outer_steps`", repr(a_schedule))
+    rejects(lambda: Stage(a_schedule, 0.1), "`cycles`", repr(a_schedule))
     rejects(lambda: Stage(5, 0.1, beta=a_schedule), "`beta`", repr(a_schedule))
     rejects(lambda: Stage(5, 0.1, sync_period=a_schedule), "`sync_period`", repr(a_schedule))
     rejects(lambda: Stage(5, 0.1, slow_step_size=a_schedule), "`slow_step_size`", repr(a_schedule))
@@ -119,10 +120,6 @@ def test_a_stages_numbers_are_not_schedules():
         (
             lambda: stagewise_prox(np.array([0.1]), [5, 6]),
             ("`beta` = array([0.1])", "`stage_length` = [5, 6]"),
-        ),
-        (
-            lambda: slrla_sgd(0.1, [0.1, 0.2], [5]),
-            ("`beta` = [0.1, 0.2]", "`stage_length` = [5]"),
         ),
         (
             lambda: multilayer_lookahead(INNER, (5, 5), (0.8,)),
@@ -142,20 +139,22 @@ def test_lists_of_unequal_length(build, fragments):
 def test_empty_lists(empty):
     rejects(lambda: stagewise_prox(0.1, empty), "`stage_length`", f"got {empty!r}")
     rejects(lambda: stagewise_prox(empty, empty), "`stage_length`", f"got {empty!r}")
-    rejects(lambda: slrla_sgd(0.1, stage_length=empty), "`stage_length`", f"got {empty!r}")
+    rejects(lambda: slrla_sgd(0.1, anchor_period=empty), "`anchor_period`", f"got {empty!r}")
     rejects(lambda: multilayer_lookahead(INNER, empty, empty), "`sync_periods`", f"got {empty!r}")
     rejects(lambda: slrla(optax.sgd, list(empty)), "`stages`", "got []")
 
 
 @pytest.mark.parametrize("value", ["restart", "", None, True, 0])
-def test_inner_state(value):
+def test_sync_moments(value):
     stages = [Stage(5, 0.1)]
-    rejects(lambda: lookahead(INNER, inner_state=value), "`inner_state`", f"got {value!r}")
+    rejects(lambda: lookahead(INNER, sync_moments=value), "`sync_moments`", f"got {value!r}")
     rejects(
-        lambda: multilayer_lookahead(INNER, inner_state=value), "`inner_state`", f"got {value!r}"
+        lambda: multilayer_lookahead(INNER, sync_moments=value), "`sync_moments`", f"got {value!r}"
     )
-    rejects(lambda: slrla(optax.sgd, stages, inner_state=value), "`inner_state`", f"got {value!r}")
-    rejects(lambda: slrla_sgd(0.1, inner_state=value), "`inner_state`", f"got {value!r}")
+    rejects(
+        lambda: slrla(optax.sgd, stages, sync_moments=value), "`sync_moments`", f"got {value!r}"
+    )
+    rejects(lambda: slrla_sgd(0.1, sync_moments=value), "`sync_moments`", f"got {value!r}")
 
 
 @pytest.mark.parametrize("value", ["int32", "bool", "complex64", "float64", np.float64, jnp.int8])
@@ -195,7 +194,7 @@ def test_float64_copies_with_x64():
         lambda slow_dtype: multilayer_lookahead(INNER, slow_dtype=slow_dtype),
         lambda slow_dtype: slrla(optax.sgd, [Stage(5, 0.1)], slow_dtype=slow_dtype),
         lambda slow_dtype: slrla_sgd(0.1, slow_dtype=slow_dtype),
-        lambda slow_dtype: slrla_sgd(0.1, stage_length=7, slow_dtype=slow_dtype),
+        lambda slow_dtype: slrla_sgd(0.1, anchor_period=7, slow_dtype=slow_dtype),
     ],
     ids=["lookahead", "multilayer_lookahead", "slrla", "slrla_sgd-shared", "slrla_sgd-own"],
 )
@@ -221,7 +220,7 @@ def test_slow_weights_narrower_than_a_param(build, slow_dtype, dtype):
 )
 def test_slow_weights_wide_enough(slow_dtype, dtype, copied):
     params = jnp.ones(2, dtype)
-    assert lookahead(INNER, slow_dtype=slow_dtype).init(params).slow_params.dtype == copied
+    assert lookahead(INNER, slow_dtype=slow_dtype).init(params).cycle_start_params.dtype == copied
 
 
 @pytest.mark.parametrize(
@@ -250,7 +249,7 @@ def test_anchors_may_be_narrower(anchor_dtype, dtype, copied):
         slrla(optax.sgd, [Stage(5, 0.1, beta=0.1)]),
         slrla(optax.sgd, [Stage(5, 0.1, beta=0.1)], decoupled=True),
         slrla_sgd(0.1),
-        slrla_sgd(0.1, stage_length=7),
+        slrla_sgd(0.1, anchor_period=7),
     ],
 )
 def test_update_needs_the_params(tx):
@@ -310,8 +309,8 @@ def test_stage_lengths_taken(three):
     np.testing.assert_array_equal(path(listed), PULLED)
     own_anchor = slrla_sgd(1.0, 0.5, three, sync_period=100, momentum=None)
     np.testing.assert_array_equal(path(own_anchor), PULLED)
-    # With S = k and α = 1 the slow weights, as the anchor, are where each stage began.
-    shared = slrla_sgd(1.0, 0.5, three, three, slow_step_size=1.0, momentum=0)
+    # With α = 1 the slow weights, as the anchor, are where each stage began.
+    shared = slrla_sgd(1.0, 0.5, None, three, slow_step_size=1.0, momentum=0)
     np.testing.assert_array_equal(path(shared), PULLED)
     stages = [Stage(1, 1.0, 0.5, three, 1.0)] * 3
     np.testing.assert_array_equal(path(slrla(optax.sgd, stages)), PULLED)
@@ -322,7 +321,7 @@ def test_betas_taken(half):
     np.testing.assert_array_equal(path(optax.chain(stagewise_prox(half, 3), INNER)), PULLED)
     lengths = optax.chain(stagewise_prox(half, [3, 3, 1]), INNER)
     np.testing.assert_array_equal(path(lengths), PULLED)
-    shared = slrla_sgd(1.0, half, 3, 3, slow_step_size=1.0, momentum=None)
+    shared = slrla_sgd(1.0, half, None, 3, slow_step_size=1.0, momentum=None)
     np.testing.assert_array_equal(path(shared), PULLED)
 
 

@@ -104,8 +104,8 @@ def test_multi_steps_of_one_inside(row):
 
 LOOKAHEADS = {
     "keep": lambda inner, k: lookahead(inner, 2 * k, 0.5),
-    "reset": lambda inner, k: lookahead(inner, 2 * k, 0.5, inner_state="reset"),
-    "pullback": lambda inner, k: lookahead(inner, 2 * k, 0.5, inner_state="pullback"),
+    "reset": lambda inner, k: lookahead(inner, 2 * k, 0.5, sync_moments="reset"),
+    "pullback": lambda inner, k: lookahead(inner, 2 * k, 0.5, sync_moments="pullback"),
     "multilayer": lambda inner, k: multilayer_lookahead(inner, (k, 2), (0.5, 0.6)),
     "stagewise_prox": lambda inner, k: optax.chain(stagewise_prox(0.8, 2 * k), inner),
 }
@@ -125,12 +125,12 @@ def test_multi_steps_inside_with_the_periods_multiplied(name, inner):
     assert_same_run(at_steps(accumulated, np.arange(1, 2 * STEPS, 2)), plain_run)
 
 
-@pytest.mark.parametrize("inner_state", ["keep", "reset", "pullback"])
-def test_a_sync_does_not_lose_half_an_accumulation(inner_state):
+@pytest.mark.parametrize("sync_moments", ["keep", "reset", "pullback"])
+def test_a_sync_does_not_lose_half_an_accumulation(sync_moments):
     # SGD steps at 2, 4 and 6; syncs at 3 and 6.
     inner = optax.MultiSteps(optax.sgd(1.0), 2).gradient_transformation()
     path = run(
-        lookahead(inner, 3, 0.5, inner_state=inner_state),
+        lookahead(inner, 3, 0.5, sync_moments=sync_moments),
         jnp.array(0.0),
         steps=6,
         grads=lambda params, i: jnp.ones_like(params),

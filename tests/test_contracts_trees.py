@@ -37,7 +37,13 @@ from transforms_table import (
     sgd,
 )
 
-from slrla_jax import lookahead, multilayer_lookahead, slow_params, stagewise_prox
+from slrla_jax import (
+    declare_moments,
+    lookahead,
+    multilayer_lookahead,
+    slow_params,
+    stagewise_prox,
+)
 
 # The state as a tree.
 
@@ -206,7 +212,7 @@ def test_integer_params_are_left_to_the_inner_optimizer():
     inner = optax.GradientTransformation(optax.init_empty_state, lambda g, state, p: (g, state))
     for tx in (
         lookahead(inner, 3, 0.5),
-        lookahead(inner, 3, 0.5, inner_state="reset", slow_dtype="float32"),
+        lookahead(inner, 3, 0.5, sync_moments="reset", slow_dtype="float32"),
         multilayer_lookahead(inner, (1, 3), (1.0, 0.5)),
         optax.chain(stagewise_prox(0.25, 3), lookahead(inner, 3, 0.5)),
     ):
@@ -240,8 +246,7 @@ def test_noise_never_repeats_and_goes_on_fading(row):
 def test_schedules_inside_go_on(row):
     def counts(state, params):
         found = optax.tree.get_all_with_path(state, "ScaleByScheduleState")
-        # The moments kept for a pullback have None in its place.
-        return jnp.stack([s.count for _, s in found if s.count is not None])
+        return jnp.stack([s.count for _, s in found])
 
     scaled = optax.scale_by_schedule(lambda count: 0.01 * (count + 1))
     tx = row.build(lambda inner: optax.chain(inner, scaled))
@@ -251,6 +256,7 @@ def test_schedules_inside_go_on(row):
     )
 
 
+@declare_moments("flag", "count", "moment")
 class MixedState(NamedTuple):
     key: jax.Array
     raw_key: jax.Array
@@ -286,7 +292,7 @@ def mixed() -> optax.GradientTransformation:
 
 
 @pytest.mark.parametrize(
-    ("inner_state", "counts", "moments"),
+    ("sync_moments", "counts", "moments"),
     [
         ("keep", [1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7]),
         ("reset", [1, 2, 0, 1, 2, 0, 1], [1, 2, 0, 1, 2, 0, 1]),
@@ -295,7 +301,7 @@ def mixed() -> optax.GradientTransformation:
     ],
 )
 @pytest.mark.parametrize("wrapped", ["alone", "multi_steps", "inject_hyperparams", "masked"])
-def test_moments_flags_counts_and_keys_at_a_sync(inner_state, counts, moments, wrapped):
+def test_moments_flags_counts_and_keys_at_a_sync(sync_moments, counts, moments, wrapped):
     around = {
         "alone": lambda inner: inner,
         "multi_steps": lambda inner: optax.MultiSteps(inner, 1).gradient_transformation(),
@@ -304,15 +310,14 @@ def test_moments_flags_counts_and_keys_at_a_sync(inner_state, counts, moments, w
     }[wrapped]
 
     def seen(state, params):
-        # The one in use comes before those moments of it that are kept for a pullback.
-        _, state = optax.tree.get_all_with_path(state, "MixedState")[0]
+        state = optax.tree.get(state, "MixedState")
         keys = jax.random.key_data(state.key), state.raw_key
         return *keys, state.flag, state.count, state.moment["w"][0, 0]
 
     def path(tx):
         return run(tx, steps=7, observe=seen).slow
 
-    tx = lookahead(around(mixed()), 3, 0.5, inner_state=inner_state)
+    tx = lookahead(around(mixed()), 3, 0.5, sync_moments=sync_moments)
     *keys, flag, count, moment = path(tx)
     np.testing.assert_array_equal(count, counts)
     np.testing.assert_array_equal(flag, np.array(counts) % 2)

@@ -35,13 +35,13 @@ def sgd(learning_rate=0.1):
 
 TRANSFORMS = {
     "lookahead": lambda: lookahead(sgd(), 3, 0.5),
-    "lookahead-pullback": lambda: lookahead(optax.adam(0.05), 3, 0.5, inner_state="pullback"),
+    "lookahead-pullback": lambda: lookahead(optax.adam(0.05), 3, 0.5, sync_moments="pullback"),
     "multilayer_lookahead": lambda: multilayer_lookahead(
-        sgd(), (2, 2), (0.5, 0.6), inner_state="reset"
+        sgd(), (2, 2), (0.5, 0.6), sync_moments="reset"
     ),
     "slrla": lambda: slrla(sgd, STAGES),
     "slrla-decoupled": lambda: slrla(optax.adam, STAGES, decoupled=True),
-    "slrla_sgd-shared": lambda: slrla_sgd(0.1, 0.4, 3, 3, 0.5),
+    "slrla_sgd-shared": lambda: slrla_sgd(0.1, 0.4, None, 3, 0.5),
     "slrla_sgd-own": lambda: slrla_sgd(0.1, 0.4, 4, 3, 0.5),
 }
 
@@ -189,7 +189,7 @@ def copies(state):
     """Every copy of the params in a state: the slow weights and anchors of all layers."""
     kinds = (LookaheadState, StagewiseProxState)
     if isinstance(state, LookaheadState):
-        return [state.slow_params, *copies(state.inner_state)]
+        return [state.cycle_start_params, *copies(state.inner_state)]
     if isinstance(state, StagewiseProxState):
         return [state.anchor_params]
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
@@ -289,5 +289,5 @@ def test_init_on_one_of_the_devices():
     device = jax.devices()[3]
     params = jax.device_put(data()[0], device)
     state = lookahead(sgd()).init(params)
-    for leaf in jax.tree.leaves(state.slow_params):
+    for leaf in jax.tree.leaves(state.cycle_start_params):
         assert leaf.sharding == SingleDeviceSharding(device)

@@ -154,7 +154,7 @@ def test_lookahead_with_alpha_of_one_is_the_inner_optimizer(kind, optimizer, dty
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_pulling_back_with_alpha_of_one_does_nothing(optimizer):
     def make(alpha):
-        return slrla_jax.lookahead(OPTIMIZERS[optimizer](), 3, alpha, inner_state="pullback")
+        return slrla_jax.lookahead(OPTIMIZERS[optimizer](), 3, alpha, sync_moments="pullback")
 
     assert_inner_alone(assert_same_bits, lambda: make(1.0), optimizer, in_one)
     assert_inner_alone(assert_same_bits, make, optimizer, apart, numbers=(jnp.asarray(1.0),))
@@ -223,10 +223,10 @@ def test_slrla_with_beta_of_zero_and_alpha_of_one(optimizer, decoupled):
         assert_same_to_rounding(y, want)
 
 
-@pytest.mark.parametrize("stage_length", [3, 4])
-def test_slrla_sgd_with_beta_of_zero_and_alpha_of_one(stage_length):
+@pytest.mark.parametrize("anchor_period", [None, 3, 4])
+def test_slrla_sgd_with_beta_of_zero_and_alpha_of_one(anchor_period):
     def make(alpha, beta):
-        return slrla_jax.slrla_sgd(0.1, beta, stage_length, 3, alpha)
+        return slrla_jax.slrla_sgd(0.1, beta, anchor_period, 3, alpha)
 
     for compiled in (in_one, apart):
         assert_inner_alone(assert_same_bits, lambda: make(1.0, 0.0), "momentum", compiled)
@@ -280,9 +280,9 @@ def test_layers_are_equal_to_the_params_after_their_sync(dtype, compiled):
         if n % 6 == 0:
             assert_same_bits(slow_params(outer, params), params)
         if n % 6 == 1:
-            assert_same_bits(outer.slow_params, before)
+            assert_same_bits(outer.cycle_start_params, before)
         if n % 2 == 1:
-            assert_same_bits(inner.slow_params, before)
+            assert_same_bits(inner.cycle_start_params, before)
         before = params
 
 
@@ -290,7 +290,7 @@ def test_layers_are_equal_to_the_params_after_their_sync(dtype, compiled):
 @every_dtype
 def test_slrla_sgd_is_equal_to_the_params_after_a_sync(dtype, compiled):
     def make():
-        return slrla_jax.slrla_sgd(0.1, 0.4, 3, 3, 0.3, weight_decay=0.01)
+        return slrla_jax.slrla_sgd(0.1, 0.4, None, 3, 0.3, weight_decay=0.01)
 
     landed = initial_params(dtype)
     for n, (params, state) in enumerate(train(make, compiled, dtype), start=1):
@@ -307,7 +307,7 @@ def test_float32_slow_weights_round_to_the_bfloat16_params_after_a_sync(optimize
 
     syncs = 0
     for params, state in train(make, compiled, "bfloat16"):
-        assert {x.dtype.name for x in jax.tree.leaves(state.slow_params)} == {"float32"}
+        assert {x.dtype.name for x in jax.tree.leaves(state.cycle_start_params)} == {"float32"}
         if state.synced:
             syncs += 1
             slow = slow_params(state, params)
@@ -382,7 +382,7 @@ def test_lookahead_with_a_quarter_written_out():
 
 
 @pytest.mark.parametrize(
-    ("inner_state", "want"),
+    ("sync_moments", "want"),
     [
         # Momentum 1, 1½ and a sync at −2½ ⇒ −1¼ in all three.
         # 1¾, 1⅞ from there: −3 → −4⅞ ⇒ −3 1/16.
@@ -394,8 +394,8 @@ def test_lookahead_with_a_quarter_written_out():
         ("pullback", [-1, -1.25, -2.625, -2.78125, -4.390625]),
     ],
 )
-def test_momentum_at_a_sync_written_out(inner_state, want):
-    tx = slrla_jax.lookahead(optax.sgd(1.0, 0.5), 2, 0.5, inner_state=inner_state)
+def test_momentum_at_a_sync_written_out(sync_moments, want):
+    tx = slrla_jax.lookahead(optax.sgd(1.0, 0.5), 2, 0.5, sync_moments=sync_moments)
     assert path(tx, 0.0, 5)[0] == want
 
 
@@ -460,7 +460,7 @@ def test_half_precision_is_rounded_once():
 
     tx = slrla_jax.stagewise_prox(0.75, 5)
     state, params = tx.init(half(0.0)), half(171 * 2**-15)
-    updates, _ = tx.update(half(1.0), state._replace(count=jnp.asarray(1)), params)
+    updates, _ = tx.update(half(1.0), state._replace(steps_taken=jnp.asarray(1)), params)
     # ¾ of this is above 2⁻⁸, so the sum rounds up; rounded before, it would be 2⁻⁸ itself.
     assert updates == 1 + 2**-7
 
@@ -532,7 +532,7 @@ def test_a_change_between_cycles_of_an_inner_layer_is_one_within_the_outer_cycle
 
 
 def test_the_anchor_follows_a_change_between_stages():
-    shared = slrla_jax.slrla_sgd(1.0, 0.5, 2, 2, 1.0, momentum=None)
+    shared = slrla_jax.slrla_sgd(1.0, 0.5, None, 2, 1.0, momentum=None)
     chain = optax.chain(slrla_jax.stagewise_prox(0.5, 2), slrla_jax.lookahead(descent(), 2, 1.0))
     for tx in (shared, chain):
         fast, _ = path(tx, 0.0, 4, change={2: lambda params: params + 10.0})
@@ -548,12 +548,12 @@ def test_float32_slow_weights_survive_the_beginning_of_a_cycle():
     state = tx.init(params)
     for _ in range(2):
         params, state = step((), params, state, gradients)
-    theta = np.asarray(state.slow_params)
+    theta = np.asarray(state.cycle_start_params)
     assert np.all(theta != np.asarray(params, "float32"))
 
     params = params.at[1].set(5.0)
     want = np.array([theta[0], 5.0, theta[2]])
     np.testing.assert_array_equal(slow_params(state, params), want)
     params, state = step((), params, state, gradients)
-    np.testing.assert_array_equal(state.slow_params, want)
+    np.testing.assert_array_equal(state.cycle_start_params, want)
     np.testing.assert_array_equal(slow_params(state, params), want)

@@ -85,17 +85,19 @@ def inner(lr=0.1, momentum=0.9, weight_decay=5e-4):
         ),
         (
             "--minimizer Lookbehind_ASAM --rho 0.5 --k 2 --alpha -1",
-            lookbehind(inner(), 2, 0.5, "adaptive", adaptive_rho=True, eta=0.0, mask=WEIGHTS),
+            lookbehind(
+                inner(), 2, 0.5, "adaptive", adaptive_rho=True, eta=0.0, weight_mask=WEIGHTS
+            ),
         ),
         ("--minimizer LookbehindSAM --k 3 --alpha 0.5", lookbehind(inner(), 3, 0.05, 0.5)),
         (
             "--minimizer LookbehindASAM --alpha 0.2 --eta 0.01",
-            lookbehind(inner(), 2, 0.5, 0.2, adaptive_rho=True, eta=0.01, mask=WEIGHTS),
+            lookbehind(inner(), 2, 0.5, 0.2, adaptive_rho=True, eta=0.01, weight_mask=WEIGHTS),
         ),
         ("--minimizer SAM --k 5 --alpha 0.5 --rho 0.1", lookbehind(inner(), 1, 0.1, 1.0)),
         (
             "--minimizer asam",
-            lookbehind(inner(), 1, 0.5, 1.0, adaptive_rho=True, eta=0.0, mask=WEIGHTS),
+            lookbehind(inner(), 1, 0.5, 1.0, adaptive_rho=True, eta=0.0, weight_mask=WEIGHTS),
         ),
         (
             "--minimizer SGD --lr 0.3 --momentum 0.5 --weight_decay 0.01",

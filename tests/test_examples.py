@@ -51,7 +51,7 @@ def small():
 def train(dataset, optimizer, *, seeds, together=False, network=None, epochs=2, **settings):
     recipe = optimizers.Recipe(
         **{
-            "outer_steps": (2, 2),
+            "cycles": (2, 2),
             "learning_rate": 0.05,
             "k": 3,
             "alpha": 0.5,
@@ -211,7 +211,7 @@ def test_what_the_optimizers_have_in_common(small):
     ],
 )
 def test_stages_are_whole_cycles(steps, k, fractions, lengths):
-    assert optimizers.outer_steps(steps, k, fractions) == lengths
+    assert optimizers.stage_cycles(steps, k, fractions) == lengths
     recipe = optimizers.Recipe(lengths, 0.1, k, 0.8, 0.0)
     assert steps <= recipe.steps < steps + k
     assert sum(stage.length for stage in recipe.stages(0.8, 0.1)) == recipe.steps
@@ -219,7 +219,7 @@ def test_stages_are_whole_cycles(steps, k, fractions, lengths):
 
 def test_too_many_stages():
     with pytest.raises(ValueError, match="too few for 4 stages"):
-        optimizers.outer_steps(9, 5, (0.3, 0.6, 0.8))
+        optimizers.stage_cycles(9, 5, (0.3, 0.6, 0.8))
 
 
 def error_line(flags, capsys):

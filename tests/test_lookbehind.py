@@ -179,7 +179,7 @@ def test_no_ascent_and_no_step_back_are_the_inner_optimizer_to_the_bit():
 
 
 def test_the_mask_says_which_leaves_are_weights():
-    tx = slrla_jax.asam(optax.sgd(1.0), rho=1.0, eta=0.0, mask={"w": False, "b": True})
+    tx = slrla_jax.asam(optax.sgd(1.0), rho=1.0, eta=0.0, weight_mask={"w": False, "b": True})
     params = {"w": jnp.array([[2.0]]), "b": jnp.array([3.0])}
     seen = []
     tx.update(
@@ -191,7 +191,9 @@ def test_the_mask_says_which_leaves_are_weights():
     # T = (1, 3), Tg = (4, 3), ‖Tg‖ = 5, T²g = (4, 9).
     np.testing.assert_allclose(seen[0]["w"], [[2 + 4 / 5]], rtol=1e-6)
     np.testing.assert_allclose(seen[0]["b"], [3 + 9 / 5], rtol=1e-6)
-    by_function = slrla_jax.asam(optax.sgd(1.0), 1.0, 0.0, mask=lambda p: {"w": False, "b": True})
+    by_function = slrla_jax.asam(
+        optax.sgd(1.0), 1.0, 0.0, weight_mask=lambda p: {"w": False, "b": True}
+    )
     again = []
     by_function.update(
         {"w": jnp.array([[4.0]]), "b": jnp.array([1.0])},

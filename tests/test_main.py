@@ -112,7 +112,7 @@ TEN = f"{PAPER} --tr_epochs 10"
         ),
         (
             "--optim AdaBound",
-            slrla_jax.adabound(RATES, weight_decay=1e-3),
+            slrla_jax.adabound(RATES, weight_decay=1e-3, base_lr=0.1),
             False,
         ),
     ],

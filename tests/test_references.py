@@ -37,9 +37,9 @@ OPTIMIZERS = {
     "momentum": (lambda lr: optax.sgd(lr, 0.9), references.Momentum),
     "adam": (lambda lr: optax.adam(lr), references.Adam),
 }
-INNER_STATES = ("keep", "reset", "pullback")
+SYNC_MOMENTS = ("keep", "reset", "pullback")
 
-every_inner_state = pytest.mark.parametrize("inner_state", INNER_STATES)
+every_sync_moments = pytest.mark.parametrize("sync_moments", SYNC_MOMENTS)
 every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 
 
@@ -160,13 +160,13 @@ betas = st.one_of(st.floats(0.0, 1.0), st.just(0.0))
 # Algorithm 1 and Algorithm 2
 
 
-def lookahead_by_tables(optimizer, inner_state, lr, k, alpha):
+def lookahead_by_tables(optimizer, sync_moments, lr, k, alpha):
     inner = OPTIMIZERS[optimizer][0](looked_up(lr))
-    return slrla_jax.lookahead(inner, looked_up(k), looked_up(alpha), inner_state=inner_state)
+    return slrla_jax.lookahead(inner, looked_up(k), looked_up(alpha), sync_moments=sync_moments)
 
 
-def lookahead_by_numbers(optimizer, inner_state, lr, k, alpha):
-    return slrla_jax.lookahead(OPTIMIZERS[optimizer][0](lr), k, alpha, inner_state=inner_state)
+def lookahead_by_numbers(optimizer, sync_moments, lr, k, alpha):
+    return slrla_jax.lookahead(OPTIMIZERS[optimizer][0](lr), k, alpha, sync_moments=sync_moments)
 
 
 @every_optimizer
@@ -183,34 +183,34 @@ def test_alpha_of_one_is_algorithm_1(optimizer, lr, k):
     np.testing.assert_allclose(fast, want, rtol=0, atol=TOLERANCE["float64"])
 
 
-@every_inner_state
+@every_sync_moments
 @every_optimizer
 @few(15)
 @given(lr=tables(learning_rates), k=tables(st.integers(1, 7)), alpha=tables(step_sizes))
-def test_lookahead_with_schedules(optimizer, inner_state, lr, k, alpha):
+def test_lookahead_with_schedules(optimizer, sync_moments, lr, k, alpha):
     expect(
-        train(lookahead_by_tables, optimizer, inner_state, lr=lr, k=k, alpha=alpha),
+        train(lookahead_by_tables, optimizer, sync_moments, lr=lr, k=k, alpha=alpha),
         references.lookahead,
         eta=looked_up(lr),
         k=looked_up(k),
         alpha=looked_up(alpha),
         A=OPTIMIZERS[optimizer][1](),
-        inner_state=inner_state,
+        sync_moments=sync_moments,
     )
 
 
 @every_optimizer
 @few(10)
 @given(
-    inner_state=st.sampled_from(INNER_STATES),
+    sync_moments=st.sampled_from(SYNC_MOMENTS),
     lr=learning_rates,
     k=st.integers(1, 7),
     alpha=step_sizes,
 )
-def test_lookahead_in_float32(optimizer, inner_state, lr, k, alpha):
+def test_lookahead_in_float32(optimizer, sync_moments, lr, k, alpha):
     expect(
         train(
-            lookahead_by_numbers, optimizer, inner_state, dtype="float32", lr=lr, k=k, alpha=alpha
+            lookahead_by_numbers, optimizer, sync_moments, dtype="float32", lr=lr, k=k, alpha=alpha
         ),
         references.lookahead,
         dtype="float32",
@@ -218,75 +218,75 @@ def test_lookahead_in_float32(optimizer, inner_state, lr, k, alpha):
         k=always(k),
         alpha=always(alpha),
         A=OPTIMIZERS[optimizer][1](),
-        inner_state=inner_state,
+        sync_moments=sync_moments,
     )
 
 
 @few(5)
 @given(
     optimizer=st.sampled_from(sorted(OPTIMIZERS)),
-    inner_state=st.sampled_from(INNER_STATES),
+    sync_moments=st.sampled_from(SYNC_MOMENTS),
     lr=learning_rates,
     k=st.integers(1, 7),
     alpha=step_sizes,
 )
-def test_lookahead_with_plain_numbers(optimizer, inner_state, lr, k, alpha):
+def test_lookahead_with_plain_numbers(optimizer, sync_moments, lr, k, alpha):
     expect(
-        train_static(lookahead_by_numbers(optimizer, inner_state, lr, k, alpha)),
+        train_static(lookahead_by_numbers(optimizer, sync_moments, lr, k, alpha)),
         references.lookahead,
         eta=always(lr),
         k=always(k),
         alpha=always(alpha),
         A=OPTIMIZERS[optimizer][1](),
-        inner_state=inner_state,
+        sync_moments=sync_moments,
     )
 
 
 # Multilayer Lookahead
 
 
-def multilayer(optimizer, inner_state, lr, ks, alphas):
+def multilayer(optimizer, sync_moments, lr, ks, alphas):
     return slrla_jax.multilayer_lookahead(
         OPTIMIZERS[optimizer][0](looked_up(lr)),
         [looked_up(k) for k in ks],
         [looked_up(alpha) for alpha in alphas],
-        inner_state=inner_state,
+        sync_moments=sync_moments,
     )
 
 
-@every_inner_state
+@every_sync_moments
 @pytest.mark.parametrize(
     ("optimizer", "depth"), [("sgd", 1), ("adam", 2), ("momentum", 2), ("momentum", 3)]
 )
 @few(12)
 @given(data=st.data())
-def test_multilayer_with_schedules(optimizer, depth, inner_state, data):
+def test_multilayer_with_schedules(optimizer, depth, sync_moments, data):
     lr = data.draw(tables(learning_rates))
     ks = [data.draw(tables(st.integers(1, 4 if depth < 3 else 3))) for _ in range(depth)]
     alphas = [data.draw(tables(step_sizes)) for _ in range(depth)]
     expect(
-        train(multilayer, optimizer, inner_state, lr=lr, ks=ks, alphas=alphas),
+        train(multilayer, optimizer, sync_moments, lr=lr, ks=ks, alphas=alphas),
         references.multilayer_lookahead,
         eta=looked_up(lr),
         ks=[looked_up(k) for k in ks],
         alphas=[looked_up(alpha) for alpha in alphas],
         A=OPTIMIZERS[optimizer][1](),
-        inner_state=inner_state,
+        sync_moments=sync_moments,
     )
 
 
 @few(6)
 @given(
     optimizer=st.sampled_from(sorted(OPTIMIZERS)),
-    inner_state=st.sampled_from(INNER_STATES),
+    sync_moments=st.sampled_from(SYNC_MOMENTS),
     lr=learning_rates,
     layers=st.lists(st.tuples(st.integers(1, 4), step_sizes), min_size=1, max_size=3),
     dtype=st.sampled_from(sorted(TOLERANCE)),
 )
-def test_multilayer_with_plain_numbers(optimizer, inner_state, lr, layers, dtype):
+def test_multilayer_with_plain_numbers(optimizer, sync_moments, lr, layers, dtype):
     ks, alphas = zip(*layers, strict=True)
     tx = slrla_jax.multilayer_lookahead(
-        OPTIMIZERS[optimizer][0](lr), ks, alphas, inner_state=inner_state
+        OPTIMIZERS[optimizer][0](lr), ks, alphas, sync_moments=sync_moments
     )
     expect(
         train_static(tx, dtype),
@@ -296,37 +296,37 @@ def test_multilayer_with_plain_numbers(optimizer, inner_state, lr, layers, dtype
         ks=[always(k) for k in ks],
         alphas=[always(alpha) for alpha in alphas],
         A=OPTIMIZERS[optimizer][1](),
-        inner_state=inner_state,
+        sync_moments=sync_moments,
     )
 
 
-def nested_by_hand(optimizer, inner_state, lr, ks, alphas):
+def nested_by_hand(optimizer, sync_moments, lr, ks, alphas):
     tx, period = OPTIMIZERS[optimizer][0](looked_up(lr)), 1
     for k, alpha in zip(ks, alphas, strict=True):
         period = period * k
-        tx = slrla_jax.lookahead(tx, period, alpha, inner_state=inner_state)
+        tx = slrla_jax.lookahead(tx, period, alpha, sync_moments=sync_moments)
     return tx
 
 
-def multilayer_by_numbers(optimizer, inner_state, lr, ks, alphas):
+def multilayer_by_numbers(optimizer, sync_moments, lr, ks, alphas):
     return slrla_jax.multilayer_lookahead(
-        OPTIMIZERS[optimizer][0](looked_up(lr)), ks, alphas, inner_state=inner_state
+        OPTIMIZERS[optimizer][0](looked_up(lr)), ks, alphas, sync_moments=sync_moments
     )
 
 
-@every_inner_state
+@every_sync_moments
 @pytest.mark.parametrize(("optimizer", "depth"), [("momentum", 2), ("adam", 3)])
 @few(8)
 @given(data=st.data())
-def test_multilayer_is_lookahead_nested_by_hand(optimizer, depth, inner_state, data):
+def test_multilayer_is_lookahead_nested_by_hand(optimizer, depth, sync_moments, data):
     numbers = {
         "lr": data.draw(tables(learning_rates)),
         "ks": [data.draw(st.integers(1, 4)) for _ in range(depth)],
         "alphas": [data.draw(step_sizes) for _ in range(depth)],
     }
     assert_same_bits(
-        train(multilayer_by_numbers, optimizer, inner_state, dtype="float32", **numbers),
-        train(nested_by_hand, optimizer, inner_state, dtype="float32", **numbers),
+        train(multilayer_by_numbers, optimizer, sync_moments, dtype="float32", **numbers),
+        train(nested_by_hand, optimizer, sync_moments, dtype="float32", **numbers),
     )
 
 
@@ -437,16 +437,16 @@ def reference_stage(T, k, eta, alpha, beta):
     return references.Stage(T, rate, beta, k, alpha)
 
 
-def slrla(lengths, optimizer, inner_state, decoupled, stages):
+def slrla(lengths, optimizer, sync_moments, decoupled, stages):
     return slrla_jax.slrla(
         OPTIMIZERS[optimizer][0],
         [our_stage(*length, **stage) for length, stage in zip(lengths, stages, strict=True)],
-        inner_state=inner_state,
+        sync_moments=sync_moments,
         decoupled=decoupled,
     )
 
 
-def expect_slrla(path, lengths, optimizer, inner_state, decoupled, stages, dtype="float64"):
+def expect_slrla(path, lengths, optimizer, sync_moments, decoupled, stages, dtype="float64"):
     expect(
         path,
         references.slrla,
@@ -455,7 +455,7 @@ def expect_slrla(path, lengths, optimizer, inner_state, decoupled, stages, dtype
             reference_stage(*length, **stage) for length, stage in zip(lengths, stages, strict=True)
         ],
         A=OPTIMIZERS[optimizer][1](),
-        inner_state=inner_state,
+        sync_moments=sync_moments,
         decoupled=decoupled,
     )
 
@@ -476,66 +476,66 @@ schedules_of_stage = st.fixed_dictionaries(
 )
 
 
-@every_inner_state
+@every_sync_moments
 @every_optimizer
 @pytest.mark.parametrize("decoupled", [False, True])
 @few(6)
 @given(stages=st.lists(schedules_of_stage, min_size=3, max_size=3))
-def test_slrla_with_traced_numbers(decoupled, optimizer, inner_state, stages):
-    structure = (SHORT_STAGES, optimizer, inner_state, decoupled)
+def test_slrla_with_traced_numbers(decoupled, optimizer, sync_moments, stages):
+    structure = (SHORT_STAGES, optimizer, sync_moments, decoupled)
     expect_slrla(train(slrla, *structure, stages=stages), *structure, stages)
 
 
 @few(6)
 @given(
     optimizer=st.sampled_from(sorted(OPTIMIZERS)),
-    inner_state=st.sampled_from(INNER_STATES),
+    sync_moments=st.sampled_from(SYNC_MOMENTS),
     decoupled=st.booleans(),
     lengths=lengths,
     data=st.data(),
 )
-def test_slrla_with_plain_numbers(optimizer, inner_state, decoupled, lengths, data):
+def test_slrla_with_plain_numbers(optimizer, sync_moments, decoupled, lengths, data):
     stages = [data.draw(numbers_of_stage) for _ in lengths]
-    structure = (lengths, optimizer, inner_state, decoupled, stages)
+    structure = (lengths, optimizer, sync_moments, decoupled, stages)
     with enable_x64(True):
         tx = slrla(*structure)
     expect_slrla(train_static(tx), *structure)
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "inner_state", "decoupled"),
+    ("optimizer", "sync_moments", "decoupled"),
     [("sgd", "keep", True), ("momentum", "pullback", False), ("adam", "reset", True)],
 )
-def test_slrla_in_float32(optimizer, inner_state, decoupled):
+def test_slrla_in_float32(optimizer, sync_moments, decoupled):
     stages = [
         {"eta": 0.1, "alpha": 0.8, "beta": 0.5},
         {"eta": 0.2 * 0.9 ** np.arange(STEPS), "alpha": 0.5, "beta": 0.0},
         {"eta": 0.05, "alpha": 0.3, "beta": 1.0},
     ]
-    structure = (SHORT_STAGES, optimizer, inner_state, decoupled, stages)
+    structure = (SHORT_STAGES, optimizer, sync_moments, decoupled, stages)
     expect_slrla(train_static(slrla(*structure), "float32"), *structure, "float32")
 
 
 def test_the_last_stage_of_slrla_keeps_its_settings():
     """That it ends after 6 steps or after 600 makes no difference to 40 steps."""
 
-    def tx(outer_steps):
-        last = Stage(outer_steps, 0.05, beta=0.6, sync_period=3, slow_step_size=0.5)
-        return slrla_jax.slrla(optax.adam, [Stage(2, 0.1, beta=0.3), last], inner_state="reset")
+    def tx(cycles):
+        last = Stage(cycles, 0.05, beta=0.6, sync_period=3, slow_step_size=0.5)
+        return slrla_jax.slrla(optax.adam, [Stage(2, 0.1, beta=0.3), last], sync_moments="reset")
 
     assert_same_bits(train_static(tx(2), "float32"), train_static(tx(200), "float32"))
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "inner_state"), [("sgd", "keep"), ("momentum", "pullback"), ("adam", "reset")]
+    ("optimizer", "sync_moments"), [("sgd", "keep"), ("momentum", "pullback"), ("adam", "reset")]
 )
-def test_one_stage_without_regulariser_is_lookahead(optimizer, inner_state):
+def test_one_stage_without_regulariser_is_lookahead(optimizer, sync_moments):
     make = OPTIMIZERS[optimizer][0]
     stage = Stage(3, optax.exponential_decay(0.1, 5, 0.8), sync_period=4, slow_step_size=0.6)
     assert_same_bits(
-        train_static(slrla_jax.slrla(make, [stage], inner_state=inner_state), "float32"),
+        train_static(slrla_jax.slrla(make, [stage], sync_moments=sync_moments), "float32"),
         train_static(
-            slrla_jax.lookahead(make(stage.learning_rate), 4, 0.6, inner_state=inner_state),
+            slrla_jax.lookahead(make(stage.learning_rate), 4, 0.6, sync_moments=sync_moments),
             "float32",
         ),
     )
@@ -544,8 +544,8 @@ def test_one_stage_without_regulariser_is_lookahead(optimizer, inner_state):
 # The released form
 
 
-def released(periods, inner_state, eta, beta, alpha, momentum, weight_decay, **traced):
-    """`slrla_sgd`; its S and k plain numbers, or (without `periods`) traced as well."""
+def released(periods, sync_moments, eta, beta, alpha, momentum, weight_decay, **traced):
+    """`slrla_sgd`; its S and k known, or (without `periods`) traced as well."""
     S, k = periods or (traced["S"], traced["k"])
     return slrla_jax.slrla_sgd(
         looked_up(eta),
@@ -555,11 +555,11 @@ def released(periods, inner_state, eta, beta, alpha, momentum, weight_decay, **t
         looked_up(alpha),
         momentum,
         weight_decay,
-        inner_state=inner_state,
+        sync_moments=sync_moments,
     )
 
 
-def expect_released(path, periods, inner_state, eta, beta, alpha, momentum, weight_decay):
+def expect_released(path, periods, sync_moments, eta, beta, alpha, momentum, weight_decay):
     S, k = periods
     expect(
         path,
@@ -571,7 +571,7 @@ def expect_released(path, periods, inner_state, eta, beta, alpha, momentum, weig
         alpha=looked_up(alpha),
         A=references.Momentum(momentum) if momentum else references.SGD(),
         weight_decay=weight_decay,
-        inner_state=inner_state,
+        sync_moments=sync_moments,
     )
 
 
@@ -586,20 +586,20 @@ numbers_of_released = st.fixed_dictionaries(
 )
 
 
-@every_inner_state
+@every_sync_moments
 @few(20)
 @given(k=st.sampled_from([1, 4]), numbers=numbers_of_released)
-def test_released_form_anchored_to_the_slow_weights(inner_state, k, numbers):
-    structure = ((k, k), inner_state)
-    expect_released(train(released, *structure, **numbers), *structure, **numbers)
+def test_released_form_anchored_to_the_slow_weights(sync_moments, k, numbers):
+    path = train(released, (None, k), sync_moments, **numbers)
+    expect_released(path, (k, k), sync_moments, **numbers)
 
 
-@every_inner_state
+@every_sync_moments
 @few(20)
 @given(S=st.integers(1, 9), k=st.integers(1, 9), numbers=numbers_of_released)
-def test_released_form_with_an_anchor_of_its_own(inner_state, S, k, numbers):
+def test_released_form_with_an_anchor_of_its_own(sync_moments, S, k, numbers):
     expect_released(
-        train(released, None, inner_state, S=S, k=k, **numbers), (S, k), inner_state, **numbers
+        train(released, None, sync_moments, S=S, k=k, **numbers), (S, k), sync_moments, **numbers
     )
 
 
@@ -607,8 +607,11 @@ def test_released_form_with_an_anchor_of_its_own(inner_state, S, k, numbers):
     ("S", "k", "momentum", "weight_decay"),
     [(5, 5, 0.9, 0.05), (5, 5, None, 0.0), (10, 5, 0.9, 0.05), (3, 7, 0, 0.05), (4, 1, 0.9, 0.0)],
 )
-def test_released_form_with_plain_numbers(S, k, momentum, weight_decay):
-    tx = slrla_jax.slrla_sgd(0.1, 0.4, S, k, 0.7, momentum, weight_decay)
+@pytest.mark.parametrize("shared", [False, True])
+def test_released_form_with_plain_numbers(shared, S, k, momentum, weight_decay):
+    if shared:
+        S = k
+    tx = slrla_jax.slrla_sgd(0.1, 0.4, None if shared else S, k, 0.7, momentum, weight_decay)
     expect_released(
         train_static(tx),
         (S, k),
@@ -623,10 +626,10 @@ def test_released_form_with_plain_numbers(S, k, momentum, weight_decay):
 
 def test_released_form_with_one_copy_is_the_chain_with_two():
     lr, beta = optax.exponential_decay(0.1, 5, 0.8), optax.linear_schedule(0.0, 1.0, STEPS)
-    one = slrla_jax.slrla_sgd(lr, beta, 5, 5, 0.7, inner_state="pullback")
+    one = slrla_jax.slrla_sgd(lr, beta, None, 5, 0.7, sync_moments="pullback")
     two = optax.chain(
         slrla_jax.stagewise_prox(beta, 5),
-        slrla_jax.lookahead(optax.sgd(lr, 0.9), 5, 0.7, inner_state="pullback"),
+        slrla_jax.lookahead(optax.sgd(lr, 0.9), 5, 0.7, sync_moments="pullback"),
     )
     for have, want in zip(train_static(one), train_static(two), strict=True):
         np.testing.assert_allclose(have, want, rtol=0, atol=1e-13)

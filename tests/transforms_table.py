@@ -134,13 +134,13 @@ TABLE = [
     ),
     Row(
         "lookahead-reset-adam",
-        lambda around: lookahead(around(adam()), 2, 0.5, inner_state="reset"),
-        lambda inject, **kwargs: inject(lookahead)(adam(), inner_state="reset", **kwargs),
+        lambda around: lookahead(around(adam()), 2, 0.5, sync_moments="reset"),
+        lambda inject, **kwargs: inject(lookahead)(adam(), sync_moments="reset", **kwargs),
     ),
     Row(
         "lookahead-pullback-adam",
-        lambda around: lookahead(around(adam()), 3, 0.5, inner_state="pullback"),
-        lambda inject, **kwargs: inject(lookahead)(adam(), inner_state="pullback", **kwargs),
+        lambda around: lookahead(around(adam()), 3, 0.5, sync_moments="pullback"),
+        lambda inject, **kwargs: inject(lookahead)(adam(), sync_moments="pullback", **kwargs),
     ),
     Row(
         "lookahead-slow_dtype-sgd",
@@ -157,11 +157,11 @@ TABLE = [
     Row(
         "multilayer_lookahead-pullback-sgd",
         lambda around: multilayer_lookahead(
-            around(sgd()), (2, 2), (0.5, 0.6), inner_state="pullback"
+            around(sgd()), (2, 2), (0.5, 0.6), sync_moments="pullback"
         ),
         lambda inject, **kwargs: inject(
             lambda slow_step_size=0.8: multilayer_lookahead(
-                sgd(), (2, 3), (0.5, slow_step_size), inner_state="pullback"
+                sgd(), (2, 3), (0.5, slow_step_size), sync_moments="pullback"
             )
         )(**kwargs),
     ),
@@ -185,10 +185,10 @@ TABLE = [
     ),
     Row(
         "slrla-reset-adam",
-        lambda around: slrla(lambda lr: around(adam(lr)), STAGES, inner_state="reset"),
+        lambda around: slrla(lambda lr: around(adam(lr)), STAGES, sync_moments="reset"),
         lambda inject, **kwargs: inject(
             lambda slow_step_size=0.4: slrla(
-                adam, last_stages_step_size(slow_step_size), inner_state="reset"
+                adam, last_stages_step_size(slow_step_size), sync_moments="reset"
             )
         )(**kwargs),
         takes_schedule=False,
@@ -208,14 +208,14 @@ TABLE = [
     ),
     Row(
         "slrla_sgd-shared",
-        lambda around: slrla_sgd(0.1, 0.4, 2, 2, 0.5, weight_decay=0.01),
+        lambda around: slrla_sgd(0.1, 0.4, None, 2, 0.5, weight_decay=0.01),
         lambda inject, **kwargs: inject(slrla_sgd)(0.1, **kwargs),
         has_inner=False,
     ),
     Row(
         "slrla_sgd-own-anchor",
         lambda around: slrla_sgd(0.1, 0.4, 3, 2, 0.5),
-        lambda inject, **kwargs: inject(slrla_sgd)(0.1, stage_length=4, **kwargs),
+        lambda inject, **kwargs: inject(slrla_sgd)(0.1, anchor_period=4, **kwargs),
         hyperparameter="beta",
         value=1.2,
         has_inner=False,

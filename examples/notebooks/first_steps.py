@@ -108,7 +108,7 @@ def descend(tx, noise):
         updates, state = tx.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
 
-        has_slow = optax.tree_utils.tree_get(state, "slow_params") is not None
+        has_slow = optax.tree_utils.tree_get(state, "LookaheadState") is not None
         path = {
             "fast": params,
             "slow": slow_params(state, params) if has_slow else None,
@@ -401,7 +401,7 @@ def accuracies(make_optimizer, learning_rate, params, batches):
         return functional_step(tx, *carry, images, labels), None
 
     (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), batches)
-    has_slow = optax.tree_utils.tree_get(state, "slow_params") is not None
+    has_slow = optax.tree_utils.tree_get(state, "LookaheadState") is not None
     slow = slow_params(state, params) if has_slow else params
     return accuracy(net(params)), accuracy(net(slow))
 

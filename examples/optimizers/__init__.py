@@ -15,7 +15,7 @@ from optimizers.comparison import (
     WEIGHT_DECAY,
     Optimizer,
     Recipe,
-    outer_steps,
+    stage_cycles,
 )
 from optimizers.inner import INNER
 from optimizers.minimizers import (
@@ -41,9 +41,9 @@ __all__ = [
     "ascent_steps",
     "find_minimizer",
     "minimizer",
-    "outer_steps",
     "piecewise",
     "quarters",
     "released",
+    "stage_cycles",
     "stage_lengths",
 ]

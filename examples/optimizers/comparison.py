@@ -21,7 +21,7 @@ class Recipe:
     """What a run is made of, whichever optimizer it is for.
 
     Attributes:
-      outer_steps: length of each stage, in cycles of Lookahead.
+      cycles: length of each stage, in cycles of Lookahead.
       learning_rate: that of the first stage; each further one has the
         last one's divided by `LEARNING_RATE_DIVISOR`.
       k: optimizer steps in a cycle.
@@ -29,7 +29,7 @@ class Recipe:
       beta: strength of the local regulariser, of SLRLA.
     """
 
-    outer_steps: tuple[int, ...]
+    cycles: tuple[int, ...]
     learning_rate: float
     k: int
     alpha: float
@@ -39,19 +39,19 @@ class Recipe:
         """The stages, with an optimizer's own slow step size and regulariser."""
         return [
             Stage(
-                outer_steps,
+                cycles,
                 self.learning_rate / LEARNING_RATE_DIVISOR**q,
                 beta=beta,
                 sync_period=self.k,
                 slow_step_size=alpha,
             )
-            for q, outer_steps in enumerate(self.outer_steps)
+            for q, cycles in enumerate(self.cycles)
         ]
 
     @property
     def stage_ends(self) -> list[int]:
         """The optimizer steps after which each stage is over; the last one ends all."""
-        return [self.k * sum(self.outer_steps[: q + 1]) for q in range(len(self.outer_steps))]
+        return [self.k * sum(self.cycles[: q + 1]) for q in range(len(self.cycles))]
 
     @property
     def rates(self) -> list[tuple[float, int]]:
@@ -65,7 +65,7 @@ class Recipe:
         return self.stage_ends[-1]
 
 
-def outer_steps(steps: int, k: int, fractions: Sequence[float]) -> tuple[int, ...]:
+def stage_cycles(steps: int, k: int, fractions: Sequence[float]) -> tuple[int, ...]:
     """The lengths of stages that end after these fractions of a run, and at its end.
 
     All are whole cycles of k steps, so that each stage ends on a sync: a run is rounded

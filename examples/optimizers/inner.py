@@ -41,11 +41,17 @@ def adabelief(
     )
 
 
+def adabound_from_first_rate(learning_rate: Rate, b1: float) -> optax.GradientTransformation:
+    """AdaBound whose bounds belong to the learning rate that a run begins with."""
+    base_lr = float(learning_rate(0)) if callable(learning_rate) else None
+    return adabound(learning_rate, b1=b1, base_lr=base_lr)
+
+
 INNER: dict[str, Inner] = {
     "SGD": in_the_gradient(lambda rate, momentum: optax.sgd(rate, momentum or None)),
     "Adam": in_the_gradient(lambda rate, b1: optax.adam(rate, b1=b1)),
     "AdamW": adamw,
     "RAdam": in_the_gradient(lambda rate, b1: optax.radam(rate, b1=b1)),
     "AdaBelief": adabelief,
-    "AdaBound": in_the_gradient(lambda rate, b1: adabound(rate, b1=b1)),
+    "AdaBound": in_the_gradient(adabound_from_first_rate),
 }

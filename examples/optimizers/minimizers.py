@@ -80,7 +80,7 @@ def minimizer(
         alpha if ascent.lookbehind else 1.0,
         adaptive_rho=ascent.adaptive_rho,
         eta=eta,
-        mask=all_but_biases,
+        weight_mask=all_but_biases,
     )
 
 

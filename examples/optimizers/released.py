@@ -33,9 +33,11 @@ def released(
         regulariser.
     """
     if name == "SGD" and k_alpha is not None and s_beta is not None:
-        # With S = k this one needs no copy for the anchor.
-        beta = 2 * s_beta[1]
-        return slrla_sgd(learning_rate, beta, s_beta[0], *k_alpha, momentum, weight_decay)
+        # With S = k the anchor is refreshed at every sync, and needs no copy of its own.
+        anchor_period = None if s_beta[0] == k_alpha[0] else s_beta[0]
+        return slrla_sgd(
+            learning_rate, 2 * s_beta[1], anchor_period, *k_alpha, momentum or None, weight_decay
+        )
     tx = INNER[name](learning_rate, momentum, weight_decay)
     if k_alpha is not None:
         tx = lookahead(tx, *k_alpha)

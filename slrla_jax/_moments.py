@@ -1,0 +1,288 @@
+"""What a sync does to the state of the inner optimizer: keep, reset or pull back its moments.
+
+The state of an optax optimizer mixes two things. *Moments* (momentum, Adam's m and v with
+the counts that correct their bias, accumulators of squares) are estimates made along the
+fast weights, and a step back may reset them or pull them back. Everything else says where
+training is (a schedule's counter, injected hyperparameters, a half-accumulated gradient)
+or belongs to another algorithm (anchors, nested slow weights, random keys), and goes on
+whatever happens to the moments: a learning-rate schedule that started again at every sync
+would never reach its later values.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from slrla_jax import _numerics as numerics
+
+KEEP, RESET, PULLBACK = CHOICES = ("keep", "reset", "pullback")
+
+StateType = TypeVar("StateType", bound=type)
+
+
+class Fields(NamedTuple):
+    """The fields of a state that hold moments, and those that hold states with moments."""
+
+    moments: tuple[str, ...] = ()
+    inner_states: tuple[str, ...] = ()
+
+
+# What users have declared, and the states of this package.
+_declared: dict[type, Fields] = {}
+
+# The states of optax and optax.contrib, by name. What is not named in a state goes on.
+OPTAX_STATES = {
+    # Moments.
+    "EmaState": Fields(("count", "ema")),
+    "FactoredState": Fields(("count", "v_row", "v_col", "v")),
+    "MuonState": Fields(("count", "mu")),
+    "ScaleByAdaDeltaState": Fields(("e_g", "e_x")),
+    "ScaleByAdamState": Fields(("count", "mu", "nu")),
+    "ScaleByAdanState": Fields(("m", "v", "n", "g", "t")),
+    "ScaleByAdemamixState": Fields(("count", "m1", "m2", "nu")),  # count_m2 is its schedules'
+    "ScaleByAmsgradState": Fields(("count", "mu", "nu", "nu_max")),
+    "ScaleByBeliefState": Fields(("count", "mu", "nu")),
+    "ScaleByLionState": Fields(("count", "mu")),
+    "ScaleByNovogradState": Fields(("count", "mu", "nu")),
+    "ScaleByOptimisticGradientState": Fields(("is_initial_step", "previous_gradient")),
+    "ScaleByRStdDevState": Fields(("mu", "nu")),
+    "ScaleByRStdDevWithCountState": Fields(("count", "mu", "nu")),
+    "ScaleByRmsState": Fields(("nu",)),
+    "ScaleByRmsWithCountState": Fields(("count", "nu")),
+    "ScaleByRpropState": Fields(("prev_updates",)),  # the step sizes it has found go on
+    "ScaleByRssState": Fields(("sum_of_squares",)),
+    "ScaleBySM3State": Fields(("mu", "nu")),
+    "TraceState": Fields(("trace",)),
+    # Other transformations around.
+    "ApplyIfFiniteState": Fields(inner_states=("inner_state",)),
+    "ConditionallyMaskState": Fields(inner_states=("inner_state",)),
+    "ConditionallyTransformState": Fields(inner_states=("inner_state",)),
+    "GaLoreState": Fields(inner_states=("base_optimizer_state",)),
+    "InjectHyperparamsState": Fields(inner_states=("inner_state",)),
+    "InjectStatefulHyperparamsState": Fields(inner_states=("inner_state",)),
+    "LookaheadState": Fields(inner_states=("fast_state",)),
+    "MaskedState": Fields(inner_states=("inner_state",)),
+    "MechanicState": Fields(inner_states=("base_optimizer_state",)),
+    "MultiStepsState": Fields(inner_states=("inner_opt_state",)),
+    "PartitionState": Fields(inner_states=("inner_states",)),
+    "SAMState": Fields(inner_states=("opt_state", "adv_state")),
+    "ScheduleFreeState": Fields(inner_states=("base_optimizer_state",)),
+    "SplitRealAndImaginaryState": Fields(inner_states=("inner_state",)),
+    # Counters, random keys, remembered evaluations, what is known of the loss's curvature.
+    "AddNoiseState": Fields(),
+    "ApplyEvery": Fields(),
+    "DifferentiallyPrivateAggregateState": Fields(),
+    "HutchinsonState": Fields(),
+    "MonitorState": Fields(),
+    "ReduceLROnPlateauState": Fields(),
+    "ScaleByBacktrackingLinesearchState": Fields(),
+    "ScaleByLBFGSState": Fields(),
+    "ScaleByScheduleState": Fields(),
+    "ScaleByZoomLinesearchState": Fields(),
+    "SnapshotState": Fields(),
+    "WeightDecaySchedule": Fields(),
+    "WrappedScheduleState": Fields(),
+    "ZeroNansState": Fields(),
+    # A learning rate that is found in the course of training, from all that the state holds.
+    "COCOBState": Fields(),
+    "DAdaptAdamWState": Fields(),
+    "DoGState": Fields(),
+    "DoWGState": Fields(),
+    "ProdigyState": Fields(),
+    "ScaleByDistanceOverGradientsState": Fields(),
+    # One counter for the moments and for a schedule: neither can be had without the other.
+    "MadgradState": Fields(),
+    "MomoAdamState": Fields(),
+    "MomoState": Fields(),
+    "ScaleBySimplifiedAdEMAMixState": Fields(),
+    "SophiaState": Fields(),
+}
+
+LINE_SEARCHES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
+
+
+def declare_moments(
+    *moments: str, inner_states: tuple[str, ...] = ()
+) -> Callable[[StateType], StateType]:
+    """Declares which fields of an optimizer state of your own are moments.
+
+    A sync with `sync_moments="reset"` or `"pullback"` acts on them, and on nothing else:
+    counters of schedules, anchors and random keys go on. The states of optax,
+    optax.contrib and this package are known already.
+
+    Args:
+      *moments: names of the fields that hold moments: averages and accumulators of
+        gradients, and the counts that correct their bias. None, if there are none.
+      inner_states: names of the fields that hold the state of another optimizer, whose
+        moments count as well.
+
+    Returns:
+      A decorator for the state's class, a NamedTuple or a dataclass; it gives the class back.
+
+    Raises:
+      TypeError: if the class is neither.
+      ValueError: for a name that is not one of its fields.
+
+    Example:
+      >>> from typing import NamedTuple
+      >>> import jax, optax, slrla_jax
+      >>> @slrla_jax.declare_moments("momentum")
+      ... class MyState(NamedTuple):
+      ...     step: jax.Array  # the argument of a schedule, which goes on
+      ...     momentum: optax.Updates
+
+      A class from elsewhere is declared by a call:
+
+      >>> _ = slrla_jax.declare_moments("momentum")(MyState)
+    """
+
+    def declare(state_type: StateType) -> StateType:
+        known = _field_names(state_type)
+        if known is None:
+            raise TypeError(f"A state must be a NamedTuple or a dataclass, got {state_type!r}.")
+        for name in (*moments, *inner_states):
+            if name not in known:
+                raise ValueError(
+                    f"`{name}` is not a field of {state_type.__name__}, which has "
+                    f"{', '.join(known) or 'none'}."
+                )
+        _declared[state_type] = Fields(moments, inner_states)
+        return state_type
+
+    return declare
+
+
+def find(sync_moments: str, state: optax.OptState) -> tuple[Any, ...]:
+    """The moments in a state, each a tree by itself; none with `"keep"`.
+
+    They are without the names of their fields, so that `optax.tree.get(opt_state, "mu")`
+    finds them in the inner optimizer's state alone, also where a copy of them is kept.
+    """
+    found: list[Any] = []
+    if sync_moments != KEEP:
+        _map_moments(found.append, state, sync_moments)
+    return tuple(found)
+
+
+def at_cycle_start(
+    sync_moments: str, synced: jax.Array, state: optax.OptState, start: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """The moments that the cycle began with: those of `state` itself before its first step."""
+    wanted = find(sync_moments, state) if sync_moments == PULLBACK else ()
+    structures: list[Any] = [jax.tree.structure(wanted), jax.tree.structure(start)]
+    if structures[0] != structures[1]:
+        raise ValueError(
+            f"`opt_state` was made with another `sync_moments` or for other params than this "
+            f"transformation's, whose `sync_moments` is {sync_moments!r}: make it with `init`."
+        )
+    return tuple(
+        jax.tree.map(lambda now, old: numerics.select(synced, now, old), *trees)
+        for trees in zip(wanted, start, strict=True)
+    )
+
+
+def at_sync(
+    sync_moments: str,
+    sync: jax.Array,
+    state: optax.OptState,
+    initial: Callable[[], optax.OptState],
+    start: tuple[Any, ...],
+    alpha: ArrayLike,
+) -> optax.OptState:
+    """The state with its moments reset or pulled back where there is a sync."""
+
+    def reset(now: Any, first: Any) -> Any:
+        return numerics.select(sync, first, now)
+
+    def pullback(now: Any, past: Any) -> Any:
+        if not numerics.is_inexact(now):
+            return now
+        past = numerics.widen(past)
+        pulled = past + alpha * (numerics.widen(now) - past)
+        pulled = numerics.at_limit(alpha == 1, numerics.widen(now), pulled)
+        return numerics.select(sync, pulled, now)
+
+    if sync_moments == KEEP:
+        return state
+    now = find(sync_moments, state)
+    if sync_moments == RESET:
+        new = jax.tree.map(reset, now, find(sync_moments, initial()))
+    else:
+        new = jax.tree.map(pullback, now, start)
+    replacement = iter(new)
+    return _map_moments(lambda _: next(replacement), state, sync_moments)
+
+
+def forget_evaluations(moved: ArrayLike, state: optax.OptState) -> optax.OptState:
+    """A line search's state without the loss it remembers, where the params have moved since.
+
+    An infinite value is its own sign for that: `optax.value_and_grad_from_state` then
+    evaluates the loss anew.
+    """
+
+    def is_line_search(node: Any) -> bool:
+        return isinstance(node, LINE_SEARCHES)
+
+    def forget(node: Any) -> Any:
+        if not is_line_search(node):
+            return node
+        value = jnp.asarray(node.value)
+        return node._replace(value=numerics.select(moved, jnp.full_like(value, jnp.inf), value))
+
+    return jax.tree.map(forget, state, is_leaf=is_line_search)
+
+
+def _map_moments(f: Callable[[Any], Any], state: Any, sync_moments: str) -> Any:
+    """Replaces every tree of moments in a state by what f makes of it."""
+
+    def inside(node: Any) -> Any:
+        return _map_moments(f, node, sync_moments)
+
+    if isinstance(state, dict):
+        return {key: inside(node) for key, node in state.items()}
+    if type(state) in (tuple, list):
+        return type(state)(map(inside, state))
+    fields = _fields_of(type(state))
+    if fields is None:
+        if jax.tree.leaves(state):
+            raise ValueError(_undeclared(type(state), sync_moments))
+        return state
+    changed = {name: f(getattr(state, name)) for name in fields.moments if hasattr(state, name)}
+    changed |= {name: inside(getattr(state, name)) for name in fields.inner_states}
+    if hasattr(state, "_replace"):
+        return state._replace(**changed)
+    return dataclasses.replace(state, **changed)
+
+
+def _undeclared(state_type: type, sync_moments: str) -> str:
+    """What to do about a state of which nothing is known."""
+    if _field_names(state_type) is None:
+        what = f"a bare {state_type.__name__} is not declared: put it into a NamedTuple decorated"
+    else:
+        what = f"{state_type.__name__} is not declared: decorate it"
+    return (
+        f"`sync_moments` = {sync_moments!r} must know which parts of the inner optimizer's state "
+        f"are moments, and {what} with `slrla_jax.declare_moments`, naming its fields that are."
+    )
+
+
+def _fields_of(state_type: type) -> Fields | None:
+    """What is declared of a class, by its user or above."""
+    if state_type in _declared:
+        return _declared[state_type]
+    is_optax = state_type.__module__.partition(".")[0] == "optax"
+    return OPTAX_STATES.get(state_type.__name__) if is_optax else None
+
+
+def _field_names(state_type: type) -> tuple[str, ...] | None:
+    """The fields of a NamedTuple or a dataclass, or None for another class."""
+    if issubclass(state_type, tuple) and hasattr(state_type, "_fields"):
+        return tuple(state_type._fields)
+    if dataclasses.is_dataclass(state_type):
+        return tuple(field.name for field in dataclasses.fields(state_type))
+    return None

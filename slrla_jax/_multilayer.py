@@ -1,0 +1,82 @@
+"""Multilayer Lookahead: Lookahead around Lookahead."""
+
+from collections.abc import Sequence
+
+import optax
+from jax.typing import DTypeLike
+
+from slrla_jax import _arguments as arguments
+from slrla_jax._arguments import ScalarOrSchedule
+from slrla_jax._lookahead import check_settings, lookahead_layer
+
+
+def multilayer_lookahead(
+    inner: optax.GradientTransformation,
+    sync_periods: Sequence[ScalarOrSchedule] = (5, 5),
+    slow_step_sizes: Sequence[ScalarOrSchedule] = (0.8, 0.8),
+    *,
+    sync_moments: str = "keep",
+    slow_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Lookahead around Lookahead, to any depth.
+
+    Layer 0 is the inner optimizer. One step of layer n is k_n steps of layer n−1,
+    then its own step back,
+
+    .. math::
+        θ^{(n)} ← θ^{(n)} + α_n (θ^{(n-1)} - θ^{(n)}), \quad θ^{(n-1)} ← θ^{(n)},
+
+    so with constant periods layer n syncs every :math:`k_1 k_2 ⋯ k_n` optimizer
+    steps, from the inside out, and the layers inside it go on from its new weights.
+    L layers keep L slow copies. By hand, the same algorithm is
+    `lookahead(lookahead(inner, k_1, α_1), k_1 * k_2, α_2)`.
+
+    Args:
+      inner: the inner optimizer; see `lookahead`.
+      sync_periods: k_1, …, k_L, innermost layer first; each a number, a traced array
+        or a schedule of the 0-based optimizer step, counting steps of the layer
+        beneath.
+      slow_step_sizes: α_1, …, α_L, likewise.
+      sync_moments: what the syncs of every layer do to the moments of `inner`; see
+        `lookahead`.
+      slow_dtype: dtype of the slow copies; see `lookahead`.
+
+    Returns:
+      A transformation whose state is the outermost layer's `LookaheadState`, the
+      layers beneath nested in its `inner_state`.
+
+    Raises:
+      ValueError: as `lookahead`, and for lists that are empty or of unequal length.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, slrla_jax
+      >>> tx = slrla_jax.multilayer_lookahead(optax.sgd(1.0), (2, 2), (0.5, 0.5))
+      >>> params, gradient = jnp.array(0.0), jnp.array(1.0)
+      >>> state = tx.init(params)
+      >>> for _ in range(4):
+      ...     updates, state = tx.update(gradient, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      ...     print(params, slrla_jax.slow_params(state, params))
+      -1.0 0.0
+      -1.0 0.0
+      -2.0 0.0
+      -1.0 -1.0
+
+    References:
+      Pushkin and Barba, `Multilayer Lookahead: a Nested Version of Lookahead
+      <https://arxiv.org/abs/2110.14254>`_, 2021.
+    """
+    arguments.check_nonempty("sync_periods", sync_periods)
+    arguments.check_nonempty("slow_step_sizes", slow_step_sizes)
+    arguments.check_same_length(sync_periods=sync_periods, slow_step_sizes=slow_step_sizes)
+    layers = list(zip(sync_periods, slow_step_sizes, strict=True))
+    for n, (k, alpha) in enumerate(layers):
+        check_settings(inner, k, alpha, sync_moments, slow_dtype, entry=f"s[{n}]")
+
+    tx = lookahead_layer(inner, *layers[0], sync_moments, slow_dtype)
+    for k, alpha in layers[1:]:
+        # A layer's step is over when the layer beneath has synced.
+        tx = lookahead_layer(
+            tx, k, alpha, sync_moments, slow_dtype, has_stepped=lambda beneath: beneath.synced
+        )
+    return tx

@@ -1,0 +1,16 @@
+"""Coupled weight decay, an option of several optimizers here."""
+
+import optax
+
+from slrla_jax import _arguments as arguments
+from slrla_jax._arguments import Scalar
+
+
+def coupled_weight_decay(weight_decay: Scalar) -> optax.GradientTransformation:
+    """Adds λ v to the gradient (L2), before what follows in a chain.
+
+    The state is the same for every λ; a plain 0 costs nothing.
+    """
+    if arguments.is_zero(weight_decay):
+        return optax.identity()
+    return optax.add_decayed_weights(weight_decay)
