@@ -644,3 +644,16 @@ def test_float16_params_below_its_normal_numbers_are_what_the_slow_weights_round
             np.testing.assert_array_equal(slow_params(state, params), theta)
             rounded = units * np.round(theta / units)
             np.testing.assert_array_equal(np.asarray(params, "float64"), rounded)
+
+
+# A change before the first step
+
+
+@pytest.mark.parametrize("lengths", [4, [4, 4]])
+def test_the_anchor_of_the_first_stage_is_that_of_its_first_step(lengths):
+    """Not that of `init`, where params are changed in between."""
+    tx = slrla_jax.stagewise_prox(0.5, lengths)
+    state = tx.init(jnp.array(3.0))
+    for v in (10.0, 9.0):
+        updates, state = tx.update(jnp.zeros(()), state, jnp.array(v))
+        assert updates == 0.5 * (v - 10)

@@ -251,3 +251,11 @@ def test_adabounds_first_moment_of_half_precision_is_rounded_once():
         _, later = tx.update(g, state._replace(mu=old), params)
         want = np.float32(0.7) * np.float32(old) + np.float32(1 - 0.7) * np.float32(g)
         assert float(later.mu) == float(jnp.asarray(want, jnp.bfloat16))
+
+
+def test_adabounds_epsilon_is_added_to_the_root():
+    """After one step s = η √(1 − β₂) / ((1 − β₁) (√v + ε)), with √v = √(1 − β₂) |g|."""
+    tx = slrla_jax.adabound(0.1, eps=0.5, gamma=1e-9)
+    updates, _ = tx.update(jnp.array(2.0), tx.init(jnp.ones(())), jnp.ones(()))
+    size = 0.1 * np.sqrt(0.001) / (0.1 * (np.sqrt(0.001) * 2 + 0.5))
+    np.testing.assert_allclose(updates, -size * 0.1 * 2, rtol=1e-4)
