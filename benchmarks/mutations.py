@@ -34,6 +34,7 @@ from pathlib import Path
 from tables import markdown
 
 HERE = Path(__file__).parent
+AT_ONCE = "at_once"  # a plugin: no search for smaller examples once one has failed
 NOTICED, UNNOTICED, EXPLAINED, WRONGLY_EXPLAINED, BROKEN = OUTCOMES = (
     "noticed",
     "not noticed",
@@ -83,12 +84,17 @@ def copied(folder: Path) -> Path:
             shutil.copytree(source, folder / part, ignore=ignored)
         else:
             shutil.copy(source, folder)
+    (folder / f"{AT_ONCE}.py").write_text(
+        "from hypothesis import Phase, settings\n"
+        f"settings.register_profile({AT_ONCE!r}, phases=[Phase.explicit, Phase.generate])\n"
+        f"settings.load_profile({AT_ONCE!r})\n"
+    )
     return folder
 
 
 def run_tests(folder: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
     """Runs tests on a copy, up to the first that fails."""
-    options = ["-x", "-q", "-p", "no:cacheprovider"]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", AT_ONCE]
     environment = os.environ | {
         "PYTHONPATH": str(folder),
         # A byte-compiled file would be taken for that of the next change within the same second.

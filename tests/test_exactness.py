@@ -657,3 +657,31 @@ def test_the_anchor_of_the_first_stage_is_that_of_its_first_step(lengths):
     for v in (10.0, 9.0):
         updates, state = tx.update(jnp.zeros(()), state, jnp.array(v))
         assert updates == 0.5 * (v - 10)
+
+
+def test_stages_that_share_a_slow_step_size_have_it_as_a_number():
+    """So α = 1 is left out of the program of all of them, as it is out of one lookahead's."""
+
+    def has_a_limit(stages):
+        tx = slrla_jax.slrla(lambda lr: descent(), stages)
+        state = tx.init(jnp.ones(7))
+        return "custom_jvp" in str(jax.make_jaxpr(tx.update)(jnp.ones(7), state, jnp.ones(7)))
+
+    shared = [Stage(2, 0.1, slow_step_size=1.0), Stage(1, 0.1, slow_step_size=1.0)]
+    assert not has_a_limit(shared)
+    assert has_a_limit([shared[0], Stage(1, 0.1, slow_step_size=0.5)])
+
+
+# One program or two
+
+
+def test_a_step_back_of_half_precision_is_the_same_in_one_program_and_in_two():
+    """From 1 to what 0.998 of the way to 0 rounds to: bfloat16 has no update that leads there."""
+    tx, ends = slrla_jax.lookahead(descent(), 1, 0.998), []
+    for compiled in (in_one, apart):
+        params = jnp.ones(5, "bfloat16")
+        params, _ = compiled(lambda: tx)((), params, tx.init(params), params)
+        ends.append(params)
+    assert_same_bits(*ends)
+    # −0.998 is −255/256 there.
+    np.testing.assert_array_equal(np.asarray(ends[0], float), np.full(5, 1 / 256))

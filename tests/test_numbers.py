@@ -126,6 +126,16 @@ def test_numbers_of_whole_optimizers(make, name, value):
             getattr(slrla_jax, make)(0.1, **{name: optax.constant_schedule(0.1)})
 
 
+def test_complex_numbers_are_refused_whatever_their_real_part_is():
+    for build in (
+        lambda: lookahead(optax.sgd(0.1), 2 + 1j),
+        lambda: lookahead(optax.sgd(0.1), 2, np.complex64(0.5 + 1j)),
+        lambda: stagewise_prox(0.5 + 1j, 3),
+    ):
+        with pytest.raises(ValueError, match=r"must be .*, got .*1j"):
+            build()
+
+
 def test_a_stages_learning_rate():
     with pytest.raises(ValueError, match=r"`learning_rate`.*-0.1"):
         Stage(1, -0.1)
