@@ -150,10 +150,10 @@ def report(outcomes: list[tuple[dict[str, str], str]], seconds: float) -> str:
     files = sorted({change["file"] for change, _ in outcomes})
     seen = [outcome for outcome in OUTCOMES if outcome in {o for _, o in outcomes}]
     counts = [
-        [file, *(sum(c["file"] == file and o == seen_ for c, o in outcomes) for seen_ in seen)]
+        [file, *(sum(c["file"] == file and o == kind for c, o in outcomes) for kind in seen)]
         for file in files
     ]
-    total = ["all", *(sum(o == seen_ for _, o in outcomes) for seen_ in seen)]
+    total = ["all", *(sum(o == kind for _, o in outcomes) for kind in seen)]
     others = [
         [change["file"], change["what"], outcome, change.get("survives", "")]
         for change, outcome in outcomes

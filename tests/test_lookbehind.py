@@ -450,6 +450,13 @@ def test_what_the_ascent_mask_leaves_out_stands_still_and_does_not_count(make, b
     np.testing.assert_array_equal(there["b"], [3.0, 5.0])
 
 
+@pytest.mark.parametrize("make", [slrla_jax.sam, slrla_jax.asam])
+def test_a_zero_gradient_leads_nowhere(make):
+    params = {"w": jnp.array([[1.0, -2.0]])}
+    there = climbed(make(optax.sgd(0.1)), params, {"w": jnp.zeros((1, 2))})
+    np.testing.assert_array_equal(there["w"], params["w"])
+
+
 def test_a_mask_may_be_a_prefix():
     params = {"layer": {"w": jnp.array([[2.0]]), "b": jnp.array([3.0])}, "head": jnp.array([1.0])}
     grads = {"layer": {"w": jnp.array([[4.0]]), "b": jnp.array([1.0])}, "head": jnp.array([0.0])}
@@ -569,6 +576,15 @@ def test_the_adaptive_step_size_of_tiny_steps():
     tx = slrla_jax.lookbehind(optax.sgd(1.0), 2, 0.0, "adaptive")
     updates, _ = tx.update(given[0], tx.init(params), params, grad_fn=lambda p, i: given[i])
     np.testing.assert_allclose(updates, -0.8 * np.array([3e-13, 4e-13]), rtol=1e-5)
+
+
+def test_the_updates_of_sam_are_the_inner_optimizers_to_the_bit():
+    """Not what they make of the params, minus the params."""
+    params, grads = jnp.array([1.0, -300.0]), jnp.array([1 / 3, 1e-5])
+    tx = slrla_jax.sam(optax.sgd(0.01), 0.0)
+    updates, _ = tx.update(grads, tx.init(params), params, grad_fn=lambda p, i: grads)
+    expected, _ = optax.sgd(0.01).update(grads, optax.sgd(0.01).init(params))
+    np.testing.assert_array_equal(updates, expected)
 
 
 def test_params_keep_their_dtype_behind_and_fast():

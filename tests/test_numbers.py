@@ -203,10 +203,18 @@ def test_norms_of_half_precision_are_computed_in_float32():
     updates, state = tx.update(gradient, tx.init(gradient))
     np.testing.assert_allclose(state.b_squared, 1 + 2**12 * 9e4, rtol=1e-6)
     np.testing.assert_allclose(np.asarray(updates, float), 2.0**-6, rtol=1e-3)
-    # Divided by √65 in float32, 3 is 0.37210…; bfloat16 would have √65 as 8.0625.
-    tx = slrla_jax.scale_by_adaloss(b0=8.0)
+    # bfloat16 has √65.51, which is 8.0938, as 8.0625 or as 8.125.
+    tx = slrla_jax.scale_by_adaloss(b0=np.sqrt(64.51))
     updates, _ = tx.update(jnp.array(251.0, jnp.bfloat16), tx.init(jnp.ones(())), value=1.0)
-    assert float(updates) == float(jnp.asarray(251 / np.sqrt(65), jnp.bfloat16))
+    assert float(updates) == float(jnp.asarray(251 / np.sqrt(65.51), jnp.bfloat16))
+
+
+def test_a_loss_of_half_precision_is_measured_from_c_in_float32():
+    """bfloat16 has 256 − ½ as 256 or 255."""
+    tx = slrla_jax.scale_by_adaloss(b0=1.0, c=0.5)
+    loss = jnp.array(256.0, jnp.bfloat16)
+    _, state = tx.update(jnp.ones(()), tx.init(jnp.ones(())), value=loss)
+    assert state.b_squared == 256.5
 
 
 def test_without_weight_decay_the_params_need_not_be_known():
@@ -269,3 +277,10 @@ def test_adabounds_epsilon_is_added_to_the_root():
     updates, _ = tx.update(jnp.array(2.0), tx.init(jnp.ones(())), jnp.ones(()))
     size = 0.1 * np.sqrt(0.001) / (0.1 * (np.sqrt(0.001) * 2 + 0.5))
     np.testing.assert_allclose(updates, -size * 0.1 * 2, rtol=1e-4)
+
+
+def test_adabound_without_a_step_size_and_without_a_gradient():
+    """A warm-up from 0, and ε = 0: neither is 0/0 a number."""
+    tx = slrla_jax.adabound(optax.linear_schedule(0.0, 0.1, 10), eps=0.0, base_lr=0.1)
+    updates, _ = tx.update(jnp.array([0.0, 1.0]), tx.init(jnp.ones(2)), jnp.ones(2))
+    np.testing.assert_array_equal(updates, [0, 0])

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
+from flax import nnx
 
 from slrla_jax import lookahead, slow_params
 
@@ -90,3 +91,27 @@ def test_a_state_in_plain_containers():
     state = lookahead(optax.sgd(SLOPE)).init(jnp.ones(2))
     with pytest.raises(ValueError, match=r"plain containers.*`tx.init\(params\)`"):
         slow_params({"opt_state": state._asdict()}, jnp.ones(2))
+
+
+def test_an_index_of_a_list_is_a_key_of_a_dict():
+    """As where Flax gives a list of layers back as a dict."""
+    layers = [jnp.ones(2), jnp.zeros(3)]
+    state = lookahead(optax.sgd(SLOPE)).init(layers)
+    slow = slow_params(state, dict(enumerate(layers)))
+    np.testing.assert_array_equal(slow[0], [1, 1])
+    with pytest.raises(ValueError, match=r"for params\[1\], where it has nothing"):
+        slow_params(state, layers[:1])
+
+
+def test_a_plain_state_beside_params_in_boxes():
+    """The state was made for arrays, and the params come as Flax has them in a model."""
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    boxed = nnx.state(model, nnx.Param)
+    pure = nnx.to_pure_dict(boxed)
+    tx = lookahead(optax.sgd(SLOPE), K, ALPHA)
+    _, state = steps_of(tx, pure, jax.tree.map(jnp.ones_like, pure), 1)
+    later = jax.tree.map(lambda p: p - 1, boxed)
+    slow = slow_params(state, later)
+    assert jax.tree.structure(slow) == jax.tree.structure(boxed)
+    for have, want in zip(jax.tree.leaves(slow), jax.tree.leaves(pure), strict=True):
+        np.testing.assert_array_equal(have, want)
