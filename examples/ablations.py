@@ -276,7 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             name: np.round(np.float64(value), 5).tolist() for name, value in values.items()
         }
     ablation_report.write(args.results, results)
-    print(f"\n{(args.results / 'table.md').read_text()}\nAll of it is in {args.results.resolve()}")
+    table = (args.results / "table.md").read_text(encoding="utf-8")
+    print(f"\n{table}\nAll of it is in {args.results.resolve()}")
     return 0
 
 

@@ -248,7 +248,7 @@ def compare(args: argparse.Namespace, parser: Parser, console: Console) -> None:
     labels = {name: OPTIMIZERS[name].label for name in args.optimizers}
     table = report.table(records, labels)
     text = [*report.comparison(records, labels), "", report.notes(records)]
-    with (folder / "table.txt").open("w") as file:
+    with (folder / "table.txt").open("w", encoding="utf-8") as file:
         Console(file=file, width=80).print(table, *text, sep="\n")
     report.plot(records, labels, recipe.rates, title, folder / "curves.png")
     console.print("", table, *text, "", sep="\n", highlight=False)

@@ -146,7 +146,8 @@ def reproduce(cell: str, args: argparse.Namespace, more: list[str], command: str
             if record["seed"] in job.seeds
         ]
         cell_report.write(folder, cell, optimizers, records, job, seconds, command)
-    print(f"\n{(folder / 'table.md').read_text()}\nAll of it is in {folder.resolve()}")
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    print(f"\n{table}\nAll of it is in {folder.resolve()}")
     return 0
 
 

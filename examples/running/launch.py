@@ -254,7 +254,7 @@ def summarise(job: Job, records: list[Record], console: Console) -> None:
     """Table and curves of what came out."""
     labels = {job.run.label: job.run.label}
     lines = list(report.summary(records, job.counts))
-    (job.folder / "table.txt").write_text("\n".join(lines) + "\n")
+    (job.folder / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     report.plot(records, labels, job.stages, job.title, job.folder / "curves.png")
     where = f"All of it is in {job.folder.resolve()}"
     console.print("", *lines, where, sep="\n", highlight=False, soft_wrap=True)

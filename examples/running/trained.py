@@ -222,7 +222,7 @@ def carry_out(
         return 1
     (folder / "results.json").write_text(json.dumps(records, indent=1) + "\n")
     table = measures.table(records, labels, columns)
-    with (folder / "table.txt").open("w") as file:
+    with (folder / "table.txt").open("w", encoding="utf-8") as file:
         Console(file=file, width=80).print(title, table, sep="\n", soft_wrap=True)
     draw(records, labels, title, folder)
     console.print("", table)
