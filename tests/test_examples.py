@@ -223,6 +223,14 @@ def test_stages_are_whole_cycles(steps, k, fractions, lengths):
     assert sum(stage.length for stage in recipe.stages(0.8, 0.1)) == recipe.steps
 
 
+def test_a_short_run_has_fewer_stages(here, capsys):
+    """Nine steps are two cycles, of the four stages that are the default."""
+    assert compare.main([*TINY, "--epochs", "1", "--optimizers", "slrla"]) == 0
+    assert "\nlearning rate 0.1 to step 5, 0.02 to 10\n" in capsys.readouterr().out
+    settings = json.loads((here / "runs/digits-1/settings.json").read_text())
+    assert settings["flags"]["stages"] == [0.3]
+
+
 def test_too_many_stages():
     with pytest.raises(ValueError, match="too few for 4 stages"):
         optimizers.outer_steps(9, 5, (0.3, 0.6, 0.8))
@@ -258,7 +266,10 @@ def error_line(flags, capsys):
         ("--stages 0.5,1", "--stages: must be growing"),
         ("--stages nan", "--stages: must be growing"),
         ("--stages half", "--stages: must be growing"),
-        ("--epochs 1", "--stages: 2 cycles of k = 5 steps: too few for 4 stages"),
+        (
+            "--epochs 1 --stages 0.3,0.6,0.8",
+            "--stages: 2 cycles of k = 5 steps: too few for 4 stages",
+        ),
         ("--batch_size 601", "--batch_size: there are only 600 training images"),
         ("--dataset nope", "--dataset: invalid choice"),
         ("--network nope", "--network: invalid choice"),

@@ -169,6 +169,38 @@ def test_stages_end_at_milestones(milestones, ks, lengths):
     assert optimizers.stage_lengths(milestones, 10, 10, ks) == lengths
 
 
+@pytest.mark.parametrize(
+    ("flags", "milestones", "ends"),
+    [
+        ("--tr_epochs 1", (), [4]),
+        ("--tr_epochs 2", (0.6,), [4, 8]),
+        ("--tr_epochs 3", (0.6, 0.8), [4, 8, 12]),
+        ("--tr_epochs 4", (0.3, 0.6, 0.8), [4, 8, 12, 16]),
+        ("--tr_epochs 4 --milestones none", (), [16]),
+        # In cycles of five steps.
+        ("--tr_epochs 1 --stage_betas 0.1", (), [5]),
+        ("--tr_epochs 4 --stage_betas 0.1", (0.3, 0.6), [5, 10, 20]),
+        ("--tr_epochs 2 --stage_ks 50", (), [50]),
+        ("--tr_epochs 2 --stage_ks 3,2", (0.6,), [3, 9]),
+    ],
+)
+def test_a_short_run_has_fewer_stages(flags, milestones, ends):
+    """Four steps in an epoch; the first stage is always there, with the learning rate of --lr."""
+    made = job(f"--dataset digits --network softmax {flags}")
+    assert made.settings["flags"]["milestones"] == milestones
+    assert [end for _, end in made.stages] == ends
+    rates = [0.1, 0.02, 0.004, 0.0008][: len(ends)]
+    np.testing.assert_allclose([rate for rate, _ in made.stages], rates)
+    np.testing.assert_allclose([made.learning_rate(end - 1) for end in ends], rates, rtol=1e-6)
+
+
+def test_a_run_of_one_epoch(here, capsys):
+    flags = "--dataset digits --network softmax --tr_epochs 1 --exp_name short --lookahead 5_0.8"
+    assert main.main([*flags.split(), "--train_batch_size", "40"]) == 0
+    assert "\nlearning rate 0.1 to step 15\n" in capsys.readouterr().out
+    assert (here / "runs/short/curves.png").exists()
+
+
 @pytest.mark.parametrize("optimizer", optimizers.INNER)
 def test_every_inner_optimizer_decays_weights(optimizer):
     """In the gradient or beside it: with a gradient of zero, weights shrink."""
@@ -249,6 +281,7 @@ def error_line(flags, capsys):
         ("--network ResNet-19", "--network: must be one of resnet"),
         ("--dataset CIFAR-11", "--dataset: must be one of digits"),
         ("--milestones 0.5,2", "--milestones: must be growing fractions below 1, or growing"),
+        ("--milestones 0.3,0.6,0.8", "--milestones: stage 1 of 4 has no epoch in 2 epochs"),
         ("--milestones 0.6,0.3", "--milestones: must be growing"),
         ("--milestones 1,2", "--milestones: stage 3 of 3 has no epoch in 2 epochs"),
         ("--gamma 0", "--gamma: must be a positive number"),

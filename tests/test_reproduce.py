@@ -370,6 +370,11 @@ def test_all_settings_at_once_are_the_literal_loop_of_each():
             np.testing.assert_allclose(where["test_accuracy"], accuracy, atol=1.1e-3)
 
 
+@pytest.mark.parametrize(("steps", "count"), [(1, 1), (10, 2), (15, 3), (20, 4), (4_680, 4)])
+def test_short_ablations_have_fewer_stages(steps, count):
+    assert len(ablations.milestones_of(steps)) + 1 == count
+
+
 def test_the_program_of_the_ablations(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ablations, "ALPHAS", (0.5, 1.0))
     monkeypatch.setattr(ablations, "BETAS", (0.0, 1.0))
@@ -387,6 +392,15 @@ def test_the_program_of_the_ablations(tmp_path, capsys, monkeypatch):
     mean = 100 * np.mean(results["samples"]["50"]["test_accuracy"], axis=0)
     assert f"| 0.5 | {np.mean(results['samples']['50']['train_loss'], axis=0)[0]:.4f} ± " in table
     assert f"| {mean[3]:.2f} ± " in table
+
+    # Without --samples: all 600 of the digits, and as a thirtieth has no batch, one batch.
+    assert ablations.main(["--steps", "5", "--seeds", "1", "--results", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["samples"]) == ["600", "128"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        ablations.main(["--batch_size", "601"])
+    assert "--batch_size: must be at most 600, got 601" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         ablations.main(["--samples", "601"])
     assert "--samples: must be from 128 (the batch size) to 600, got 601" in capsys.readouterr().err

@@ -244,6 +244,7 @@ def job_of(
     )
     params = nnx.state(nnx.eval_shape(lambda: model.make(rngs=nnx.Rngs(0))), nnx.Param)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    epochs = f"{args.epochs} epoch{'s' if args.epochs > 1 else ''}"
     values = {n: str(v) if isinstance(v, Path) else v for n, v in vars(args).items()}
     return Job(
         folder=args.root / name,
@@ -261,7 +262,7 @@ def job_of(
         fingerprint={n: v for n, v in values.items() if n not in NOT_IN_THE_RESULT},
         title=f"{args.dataset}, {model.dataset.train_size:,} training and "
         f"{model.dataset.test_size:,} test images; {args.network}, {size:,} parameters; "
-        f"{args.epochs} epochs, {run.steps:,} steps of {args.batch_size} images"
+        f"{epochs}, {run.steps:,} steps of {args.batch_size} images"
         + (f" with {gradients_per_step} gradients each" if gradients_per_step > 1 else ""),
         together=args.seeds > 1 and seeds_together_are_faster(),
         save_every=args.save_every,

@@ -87,11 +87,16 @@ def pair(
 
 
 def milestones(text: str) -> tuple[float, ...]:
-    """Points of a run in the order in which they are reached: fractions below 1, or epochs."""
+    """Points of a run in the order in which they are reached: fractions below 1, or epochs.
+
+    They may be none.
+    """
+    if text == "none":
+        return ()
     values = listed(positive)(text)
     if any(a >= b for a, b in itertools.pairwise(values)) or (min(values) < 1 <= max(values)):
         raise argparse.ArgumentTypeError(
-            f"must be growing fractions below 1, or growing epochs, got {text!r}"
+            f"must be growing fractions below 1, or growing epochs, or none, got {text!r}"
         )
     return values
 

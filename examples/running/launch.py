@@ -76,7 +76,8 @@ def launch(job: Job, console: Console) -> list[Record]:
       Diverged, Stopped, CheckpointError: as `training.train` does.
     """
     prepare_folder(job)
-    introduction = (job.title, f"Results go to {job.folder}", "")
+    stages = report.stages_in_words(job.stages)
+    introduction = (job.title, stages, f"Results go to {job.folder}", "")
     console.print(*introduction, sep="\n", highlight=False, soft_wrap=True)
     records: list[Record] = []
     groups = [list(job.seeds)] if job.together else [[seed] for seed in job.seeds]
