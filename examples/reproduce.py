@@ -11,6 +11,7 @@ written after each optimizer. Flags after `--` go to `main.py` and override thos
 """
 
 import argparse
+import itertools
 import json
 import shlex
 import sys
@@ -98,23 +99,27 @@ def rows(cell: str, args: argparse.Namespace, parser: flags.Parser) -> list[str]
 
 
 def finished(job: Job) -> bool:
-    """Whether a run is in its folder with the last epoch of every seed.
+    """Whether a run is in its folder with all epochs of every seed.
+
+    Where its files are not there or damaged it is not, and `--resume` makes them anew from the
+    checkpoints.
 
     Raises:
       LaunchError: if the run that is there had other flags.
     """
-    settings, metrics = job.folder / "settings.json", job.folder / "metrics.jsonl"
-    if not (settings.exists() and metrics.exists()):
+    try:
+        there = json.loads((job.folder / "settings.json").read_bytes())["flags"]
+        records, _ = read_metrics(job.folder / "metrics.jsonl")
+    except (OSError, ValueError, LookupError, TypeError):
         return False
-    there = json.loads(settings.read_text())["flags"]
     for name, here in json.loads(json.dumps(job.fingerprint)).items():
         if there.get(name) != here:
             raise LaunchError(
                 f"--root: {job.folder} is of another run: {name} is {there.get(name)!r} there and "
                 f"{here!r} here"
             )
-    last = {r["seed"] for r in read_metrics(metrics) if r["epoch"] == job.run.epochs}
-    return last >= set(job.seeds)
+    epochs = {(record["seed"], record["epoch"]) for record in records}
+    return epochs >= set(itertools.product(job.seeds, range(job.run.epochs + 1)))
 
 
 def reproduce(cell: str, args: argparse.Namespace, more: list[str], command: str) -> int:
@@ -142,7 +147,7 @@ def reproduce(cell: str, args: argparse.Namespace, more: list[str], command: str
         optimizers.append(optimizer)
         records += [
             {**record, "optimizer": optimizer}
-            for record in read_metrics(job.folder / "metrics.jsonl")
+            for record in read_metrics(job.folder / "metrics.jsonl")[0]
             if record["seed"] in job.seeds
         ]
         cell_report.write(folder, cell, optimizers, records, job, seconds, command)

@@ -253,6 +253,43 @@ def test_a_run_leaves_its_settings_and_goes_on(here, capsys):
     assert again == records
 
 
+def test_damaged_metrics_are_made_anew_from_the_checkpoints(here, capsys):
+    flags = [*SMALL.split(), "--train_batch_size", "40", "--exp_name", "mine"]
+    assert main.main(flags) == 0
+    path = here / "runs/mine/metrics.jsonl"
+    whole = path.read_text()
+    first, *others = whole.splitlines()
+    for kind, second in {
+        "no text": b"\xff\x00\x0c\xe2\x80\xa8",
+        "no JSON": b'{"seed": 0, "epo',
+        "no record": b"[1]",
+        "another's record": b'{"epoch": 1}',
+    }.items():
+        path.write_bytes(b"\n".join([first.encode(), second, others[1].encode(), b""]))
+        capsys.readouterr()
+        assert main.main([*flags, "--resume"]) == 0, kind
+        said = "runs/mine/metrics.jsonl had 1 damaged line; the file is made anew"
+        assert capsys.readouterr().out.count(said) == 1
+        records, before = (
+            [json.loads(line) for line in text.splitlines()] for text in (path.read_text(), whole)
+        )
+        # The checkpoints have all of it but the times.
+        del before[1]["timing"]
+        assert records == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "settings.json"])
+def test_a_file_that_cannot_be_written_is_one_line(here, capsys, name):
+    flags = [*SMALL.split(), "--train_batch_size", "40", "--exp_name", "mine", "--resume"]
+    (here / "runs/mine" / name).mkdir(parents=True)
+    assert main.main(flags) == 2
+    said = capsys.readouterr().err
+    assert f"--root: cannot write runs/mine/{name}: Is a directory; once it is removed" in said
+    assert said.count("\n") == 1
+    (here / "runs/mine" / name).rmdir()
+    assert main.main(flags) == 0
+
+
 def test_without_tensorboardx_there_is_no_folder(here, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main.main(f"{SMALL} --train_batch_size 40 --tensorboard".split()) == 2

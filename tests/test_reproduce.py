@@ -177,8 +177,18 @@ def test_what_is_done_is_skipped(tmp_path, monkeypatch, capsys):
     # What was cut off is not done.
     metrics = launched[-1].folder / "metrics.jsonl"
     assert reproduce.finished(launched[-1])
-    metrics.write_text(metrics.read_text()[:-10])
+    whole = metrics.read_text()
+    for damaged in (whole[:-10], whole.replace("0.", "x.", 1), whole.replace("\n", "\n{}\n", 1)):
+        metrics.write_text(damaged)
+        assert reproduce.finished(launched[-1]) == ("{}" in damaged)
+    settings = launched[-1].folder / "settings.json"
+    settings.write_text(settings.read_text()[:100])
     assert not reproduce.finished(launched[-1])
+    # The checkpoints have all of it.
+    count, again = run(2)
+    assert count == 1
+    assert again["optimizers"]["SLRLA"]["measured"] == two["optimizers"]["SLRLA"]["measured"]
+    assert reproduce.finished(launched[-1])
 
     capsys.readouterr()
     with pytest.raises(SystemExit):

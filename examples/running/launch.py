@@ -72,7 +72,7 @@ def launch(job: Job, console: Console) -> list[Record]:
       The records of all epochs and seeds.
 
     Raises:
-      LaunchError: if the folder is there and the job is not to be resumed, or the other way.
+      LaunchError: if the folder is there and the job is not to be resumed, or cannot be written.
       Diverged, Stopped, CheckpointError: as `training.train` does.
     """
     prepare_folder(job)
@@ -214,11 +214,26 @@ class Log(AbstractContextManager["Log"]):
         return record
 
     def _begin(self) -> None:
-        report.write_settings(self.job.folder, self.job.settings)
         path = self.job.folder / "metrics.jsonl"
-        if path.exists():
-            self._before = {(r["seed"], r["epoch"]): r for r in read_metrics(path)}
-        self._file = path.open("w")
+        damaged = 0
+        try:
+            report.write_settings(self.job.folder, self.job.settings)
+            if path.exists():
+                before, damaged = read_metrics(path)
+                self._before = {(r["seed"], r["epoch"]): r for r in before}
+            self._file = path.open("w")
+        except OSError as error:
+            raise LaunchError(
+                f"--root: cannot write {error.filename}: {error.strerror}; once it is removed, "
+                "--resume makes it anew"
+            ) from error
+        if damaged:
+            self.console.print(
+                f"{path} had {damaged} damaged line{'s' if damaged > 1 else ''}; the file is "
+                "made anew, without the times that stood there",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def _line(self, record: Record) -> str:
         timing = record["timing"]
@@ -261,10 +276,21 @@ def summarise(job: Job, records: list[Record], console: Console) -> None:
     console.print("", *lines, where, sep="\n", highlight=False, soft_wrap=True)
 
 
-def read_metrics(path: Path) -> list[Record]:
-    """The records in a file of JSON lines; a last line that was cut off is left out."""
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def read_metrics(path: Path) -> tuple[list[Record], int]:
+    """The records in a file of JSON lines, and how many of the lines are damaged.
+
+    A last line that was cut off is left out.
+    """
+    records, damaged = [], 0
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            record = json.loads(line)
+            _ = record["seed"], record["epoch"]
+        except (ValueError, LookupError, TypeError):
+            damaged += 1
+        else:
+            records.append(record)
+    return records, damaged
 
 
 def event_writer(folder: Path) -> Any:
