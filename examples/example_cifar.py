@@ -94,6 +94,7 @@ def make_job(args: argparse.Namespace, parser: flags.Parser) -> Job:
         parser.error(f"--epochs: {error}")
     return command_line.job_of(
         args,
+        parser,
         model,
         tx=minimizer(
             args.minimizer,

@@ -156,6 +156,7 @@ def make_job(args: argparse.Namespace, parser: flags.Parser) -> Job:
         tx = released(args.optim, schedule, args.momentum, args.wd, args.lookahead, args.slr)
     return command_line.job_of(
         args,
+        parser,
         model,
         tx=tx,
         slow_params=slow_params if staged or args.lookahead else None,

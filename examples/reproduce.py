@@ -25,6 +25,7 @@ import recipes
 from reporting import cell_report
 from running import command_line, flags
 from running.launch import Job, LaunchError, read_metrics
+from training import differences
 
 
 def make_parser() -> flags.Parser:
@@ -112,12 +113,9 @@ def finished(job: Job) -> bool:
         records, _ = read_metrics(job.folder / "metrics.jsonl")
     except (OSError, ValueError, LookupError, TypeError):
         return False
-    for name, here in json.loads(json.dumps(job.fingerprint)).items():
-        if there.get(name) != here:
-            raise LaunchError(
-                f"--root: {job.folder} is of another run: {name} is {there.get(name)!r} there and "
-                f"{here!r} here"
-            )
+    here = json.loads(json.dumps(job.fingerprint))
+    if differing := differences({name: there.get(name) for name in here}, here, job.flag_of):
+        raise LaunchError(f"--root: {job.folder} is of another run: {differing}")
     epochs = {(record["seed"], record["epoch"]) for record in records}
     return epochs >= set(itertools.product(job.seeds, range(job.run.epochs + 1)))
 

@@ -245,12 +245,47 @@ def test_a_run_leaves_its_settings_and_goes_on(here, capsys):
     assert main.main(flags.split()) == 2
     assert "--resume would go on with it" in capsys.readouterr().err
     assert main.main([*flags.split(), "--resume", "--lr", "0.3"]) == 1
-    assert "of another run: lr is 0.1 there and 0.3 here" in capsys.readouterr().err
+    assert "of another run: --lr is 0.1 there and 0.3 here" in capsys.readouterr().err
     # What is only written of a run may be another.
     shown = flags.replace(" --tensorboard", " --batch_norm recalibrated").split()
     assert main.main([*shown, "--resume"]) == 0
     again = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert again == records
+
+
+def test_a_run_with_other_flags_is_refused_in_one_line(here, capsys, monkeypatch):
+    """Also where the optimizer's state has another structure, or the network other weights."""
+    flags = [*SMALL.split(), "--train_batch_size", "40", "--exp_name", "mine", "--resume"]
+    assert main.main(flags) == 0
+
+    def refused(more):
+        capsys.readouterr()
+        assert main.main([*flags, *more.split()]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        where = here / "runs/mine/checkpoints/seed_0/30"
+        message = captured.err.removeprefix(f"main.py: {where} is of another run: ")
+        return message.removesuffix("\n")
+
+    for more, message in {
+        "--optim Adam": "--optim is 'SGD' there and 'Adam' here",
+        "--lookahead 5_0.8": "--lookahead is not given there and [5, 0.8] here",
+        "--slr 5_0.2": "--slr is not given there and [5, 0.2] here",
+        "--stage_betas 0,1": "--stage_betas is not given there and [0.0, 1.0] here",
+        "--momentum 0": "--momentum is 0.9 there and 0.0 here",
+        "--network resnet": "--network is 'softmax' there and 'resnet' here",
+        "--tr_epochs 3": "--tr_epochs is 2 there and 3 here",
+        "--train_batch_size 80 --bf16": "--train_batch_size is 40 there and 80 here, --bf16 is "
+        "False there and True here",
+    }.items():
+        assert refused(more) == message
+    # As another version of the package may have it.
+    monkeypatch.setattr(main, "released", lambda *args: optax.adam(1e-3))
+    assert main.main(flags) == 1
+    said = capsys.readouterr().err
+    assert "all flags are the same, but opt_state.0.count is not there and int32[] here" in said
+    assert said.count("\n") == 1
 
 
 def test_damaged_metrics_are_made_anew_from_the_checkpoints(here, capsys):

@@ -194,7 +194,7 @@ def test_what_is_done_is_skipped(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(1, "--lr", "0.2")
     said = capsys.readouterr().err
-    assert "SGD is of another run: lr is 0.1 there and 0.2 here" in said
+    assert "SGD is of another run: --lr is 0.1 there and 0.2 here" in said
     assert said.count("\n") == 1
 
 

@@ -331,8 +331,27 @@ def test_another_number_of_devices_may_go_on(small, tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(small, tmp_path):
     run = make_run(small, networks.SoftmaxRegression, epochs=1, steps=2)
     records(run, checkpoints=Checkpoints(tmp_path, {"lr": 0.1, "k": 5}))
-    with pytest.raises(CheckpointError, match=r"of another run: lr is 0.1 there and 0.2 here"):
+    with pytest.raises(CheckpointError, match=r"of another run: lr is 0.1 there and 0.2 here$"):
         records(run, checkpoints=Checkpoints(tmp_path, {"lr": 0.2, "k": 5}))
+    both = r"--k is 5 there and not given here, --lr is 0.1 there and 0.2 here$"
+    with pytest.raises(CheckpointError, match=both):
+        records(run, checkpoints=Checkpoints(tmp_path, {"lr": 0.2}, flag_of=lambda n: f"--{n}"))
+
+
+def test_a_state_with_other_arrays_is_refused(small, tmp_path, capfd):
+    """As other data under the same name would have it; no word of Orbax's is needed."""
+    run = make_run(small, networks.SoftmaxRegression, epochs=1, steps=2)
+    records(run, checkpoints=Checkpoints(tmp_path, {}))
+    larger = dataclasses.replace(
+        small,
+        train_images=small.train_images.repeat(2, axis=1),
+        test_images=small.test_images.repeat(2, axis=1),
+    )
+    other = make_run(larger, networks.SoftmaxRegression, epochs=1, steps=2)
+    capfd.readouterr()
+    with pytest.raises(CheckpointError, match=r"float32\[64,10\] there and float32\[128,10\] here"):
+        records(other, checkpoints=Checkpoints(tmp_path, {}))
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("part", ["state", "progress"])

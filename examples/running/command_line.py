@@ -207,6 +207,7 @@ def model_of(args: argparse.Namespace, parser: flags.Parser, dataset: Dataset | 
 
 def job_of(
     args: argparse.Namespace,
+    parser: flags.Parser,
     model: Model,
     *,
     tx: optax.GradientTransformation,
@@ -219,6 +220,7 @@ def job_of(
 
     Args:
       args: the flags.
+      parser: their parser.
       model: the network.
       tx: the optimizer.
       slow_params: reads the slow weights from optimizer state and params; None without any.
@@ -260,6 +262,7 @@ def job_of(
             "gradients_per_run": run.steps * gradients_per_step,
         },
         fingerprint={n: v for n, v in values.items() if n not in NOT_IN_THE_RESULT},
+        flag_of=parser.flag_of,
         title=f"{args.dataset}, {model.dataset.train_size:,} training and "
         f"{model.dataset.test_size:,} test images; {args.network}, {size:,} parameters; "
         f"{epochs}, {run.steps:,} steps of {args.batch_size} images"

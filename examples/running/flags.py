@@ -18,6 +18,11 @@ class Parser(argparse.ArgumentParser):
         escape_what_cannot_be_encoded()
         return super().parse_args(*args, **options)
 
+    def flag_of(self, name: str) -> str:
+        """The flag that a value is given by, or its name where there is no flag for it."""
+        flags = (a.option_strings for a in self._actions if a.dest == name and a.option_strings)
+        return next(flags, [name])[0]
+
     def error(self, message: str) -> NoReturn:
         """Says what is wrong and exits with 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")

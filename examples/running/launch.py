@@ -8,7 +8,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,7 @@ class Job:
       settings: what is written down of the run.
       fingerprint: what the run is a function of, besides the seed; a checkpoint with another
         one is refused.
+      flag_of: the flag that a value of the fingerprint is given by.
       title: the run in a line.
       together: whether all seeds are trained at once.
       save_every: steps between checkpoints within an epoch; None for none within.
@@ -56,6 +57,7 @@ class Job:
     stages: list[tuple[float, int]]
     settings: Record
     fingerprint: Record
+    flag_of: Callable[[str], str]
     title: str
     together: bool = False
     save_every: int | None = None
@@ -75,12 +77,14 @@ def launch(job: Job, console: Console) -> list[Record]:
       LaunchError: if the folder is there and the job is not to be resumed, or cannot be written.
       Diverged, Stopped, CheckpointError: as `training.train` does.
     """
+    groups = [list(job.seeds)] if job.together else [[seed] for seed in job.seeds]
     prepare_folder(job)
+    if job.resume:
+        check_checkpoints(job, groups)
     stages = report.stages_in_words(job.stages)
     introduction = (job.title, stages, f"Results go to {job.folder}", "")
     console.print(*introduction, sep="\n", highlight=False, soft_wrap=True)
     records: list[Record] = []
-    groups = [list(job.seeds)] if job.together else [[seed] for seed in job.seeds]
     with ExitStack() as open_things:
         stop = open_things.enter_context(Stop())
         log = open_things.enter_context(Log(job, console))
@@ -116,7 +120,18 @@ def checkpoints_of(job: Job, seeds: Sequence[int]) -> Checkpoints:
     name = "seed_" + "_".join(map(str, seeds))
     root = job.folder / "checkpoints" if job.checkpoint is None else job.checkpoint
     fingerprint = {**job.fingerprint, "seed": list(seeds)}
-    return Checkpoints(root / name, fingerprint, job.save_every)
+    return Checkpoints(root / name, fingerprint, job.save_every, job.flag_of)
+
+
+def check_checkpoints(job: Job, groups: Sequence[Sequence[int]]) -> None:
+    """Looks whether the checkpoints that are there are of this run, before anything is trained.
+
+    Raises:
+      CheckpointError: if one is not, or is damaged.
+    """
+    for seeds in groups:
+        with closing(checkpoints_of(job, seeds)) as checkpoints:
+            checkpoints.progress()
 
 
 @dataclass
