@@ -100,7 +100,7 @@ def rows(cell: str, args: argparse.Namespace, parser: flags.Parser) -> list[str]
 
 
 def finished(job: Job) -> bool:
-    """Whether a run is in its folder with all epochs of every seed.
+    """Whether a run is in its folder with all epochs of every seed, and no more.
 
     Where its files are not there or damaged it is not, and `--resume` makes them anew from the
     checkpoints.
@@ -115,9 +115,11 @@ def finished(job: Job) -> bool:
         return False
     here = json.loads(json.dumps(job.fingerprint))
     if differing := differences({name: there.get(name) for name in here}, here, job.flag_of):
-        raise LaunchError(f"--root: {job.folder} is of another run: {differing}")
-    epochs = {(record["seed"], record["epoch"]) for record in records}
-    return epochs >= set(itertools.product(job.seeds, range(job.run.epochs + 1)))
+        raise LaunchError(
+            f"--root: {job.folder} is of another run: {', '.join(differing.values())}"
+        )
+    epochs = {(r["seed"], r["epoch"]) for r in records if r["seed"] in job.seeds}
+    return epochs == set(itertools.product(job.seeds, range(job.run.epochs + 1)))
 
 
 def reproduce(cell: str, args: argparse.Namespace, more: list[str], command: str) -> int:

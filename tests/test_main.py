@@ -275,7 +275,8 @@ def test_a_run_with_other_flags_is_refused_in_one_line(here, capsys, monkeypatch
         "--stage_betas 0,1": "--stage_betas is not given there and [0.0, 1.0] here",
         "--momentum 0": "--momentum is 0.9 there and 0.0 here",
         "--network resnet": "--network is 'softmax' there and 'resnet' here",
-        "--tr_epochs 3": "--tr_epochs is 2 there and 3 here",
+        "--tr_epochs 3": "--tr_epochs is 2 there and 3 here; --extend_epochs lengthens a finished "
+        "run",
         "--train_batch_size 80 --bf16": "--train_batch_size is 40 there and 80 here, --bf16 is "
         "False there and True here",
     }.items():
@@ -286,6 +287,95 @@ def test_a_run_with_other_flags_is_refused_in_one_line(here, capsys, monkeypatch
     said = capsys.readouterr().err
     assert "all flags are the same, but opt_state.0.count is not there and int32[] here" in said
     assert said.count("\n") == 1
+
+
+def metrics(folder):
+    """What the metrics have but for the times and the run's name."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) | {"timing": None, "optimizer": None} for line in lines]
+
+
+@pytest.mark.parametrize(
+    "more", ["--lookahead 5_0.8 --slr 7_0.2", "--stage_ks 4 --stage_betas 0.1"]
+)
+def test_a_finished_run_is_extended(here, capsys, more):
+    """In the first case an epoch has 15 steps, in the other the run is rounded up to 32."""
+    flags = [*SMALL.split(), *more.split(), "--train_batch_size", "40", "--eval_every", "2"]
+    for name in ("mine", "twice"):
+        assert main.main([*flags, "--exp_name", name]) == 0
+    before = metrics(here / "runs/mine")
+    settings = json.loads((here / "runs/mine/settings.json").read_text())
+    stages = settings["stages"]
+    end = stages[-1]["last_step"]
+    assert end == (32 if "--stage_ks" in more else 30)
+    capsys.readouterr()
+    extended = [*flags, "--exp_name", "mine", "--resume", "--extend_epochs", "3"]
+    assert main.main(extended) == 0
+    assert f"2 epochs and 3 more, {end + 45} steps" in capsys.readouterr().out
+    after = metrics(here / "runs/mine")
+    assert after[:3] == before
+    assert [r["steps"] for r in after[3:]] == [end + 15, end + 30, end + 45]
+    assert [r["stage"] for r in after[3:]] == [2, 2, 2]
+    assert {r["learning_rate"] for r in after[3:]} == {before[-1]["learning_rate"]}
+    assert ["test_accuracy" in r for r in after] == [True, False, True, False, True, True]
+    settings = json.loads((here / "runs/mine/settings.json").read_text())
+    assert settings["flags"]["epochs"] == 2
+    assert settings["flags"]["extend_epochs"] == 3
+    assert settings["stages"] == [stages[0], stages[1] | {"last_step": end + 45}]
+    assert settings["gradients_per_run"] == end + 45
+
+    # In two parts it is the same, but for the evaluation where the first part ended.
+    for n in ("1", "3"):
+        twice = [*flags, "--exp_name", "twice", "--resume", "--extend_epochs", n]
+        assert main.main(twice) == 0
+    parts = metrics(here / "runs/twice")
+    assert "test_accuracy" in parts[3]
+    assert [{k: r[k] for k in want} for r, want in zip(parts, after, strict=True)] == after
+
+    # Without the flag it would be shorter than it is.
+    for short in ([], ["--extend_epochs", "2"]):
+        capsys.readouterr()
+        assert main.main([*flags, "--exp_name", "mine", "--resume", *short]) == 2
+        captured = capsys.readouterr()
+        assert captured.err == (
+            f"main.py: error: --resume: the run in runs/mine is at step {end + 45} and would end "
+            f"at step {end + 15 * len(short)}; --extend_epochs 3 or more goes on with it\n"
+        )
+    assert main.main(extended) == 0
+    assert metrics(here / "runs/mine") == after
+
+
+def test_only_a_finished_run_is_extended(here, capsys, monkeypatch):
+    flags = [*SMALL.split(), "--train_batch_size", "40", "--exp_name", "mine"]
+
+    def error(*more):
+        capsys.readouterr()
+        assert main.main([*flags, "--extend_epochs", "2", *more]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        return captured.err
+
+    assert "--extend_epochs: needs --resume, and a finished run" in error()
+    assert "--extend_epochs: there is no run in runs/mine" in error("--resume")
+    assert list(here.iterdir()) == []
+
+    with monkeypatch.context() as stopped:
+        asked = iter([False] * 20 + [True])
+        stopped.setattr(
+            "training.Stop.requested", property(lambda self: next(asked)), raising=False
+        )
+        assert main.main(flags) == 143
+    assert "--extend_epochs: seed 0 is at step 20 of 30 in runs/mine; " in error("--resume")
+    assert main.main([*flags, "--resume"]) == 0
+    # Of two seeds the second was not trained yet: the first is not extended either.
+    said = error("--resume", "--seeds", "2")
+    assert "--extend_epochs: seed 1 is at step 0 of 30 in runs/mine; " in said
+    assert "--resume without it finishes the run first" in said
+    assert len(metrics(here / "runs/mine")) == 3
+    with pytest.raises(SystemExit):
+        main.main([*flags, "--resume", "--extend_epochs", "0"])
+    assert "--extend_epochs: must be a whole number, at least 1, got '0'" in capsys.readouterr().err
 
 
 def test_damaged_metrics_are_made_anew_from_the_checkpoints(here, capsys):

@@ -190,6 +190,13 @@ def test_what_is_done_is_skipped(tmp_path, monkeypatch, capsys):
     assert again["optimizers"]["SLRLA"]["measured"] == two["optimizers"]["SLRLA"]["measured"]
     assert reproduce.finished(launched[-1])
 
+    # What was extended is done as an extended run only.
+    count, longer = run(2, "--extend_epochs", "1")
+    assert count == 2
+    assert "4 epochs and 1 more" in longer["title"]
+    assert run(2, "--extend_epochs", "1")[0] == 0
+    assert not reproduce.finished(launched[-3])
+
     capsys.readouterr()
     with pytest.raises(SystemExit):
         run(1, "--lr", "0.2")

@@ -18,7 +18,7 @@ import optax
 from reporting import report
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from training import Checkpoints, Epoch, Run, Stop, flops_per_step, train
+from training import Checkpoints, Epoch, OtherRun, Run, Stop, flops_per_step, train
 
 Record = dict[str, Any]
 
@@ -74,7 +74,8 @@ def launch(job: Job, console: Console) -> list[Record]:
       The records of all epochs and seeds.
 
     Raises:
-      LaunchError: if the folder is there and the job is not to be resumed, or cannot be written.
+      LaunchError: if the folder is there and the job is not to be resumed, or cannot be written;
+        or as `check_checkpoints` does.
       Diverged, Stopped, CheckpointError: as `training.train` does.
     """
     groups = [list(job.seeds)] if job.together else [[seed] for seed in job.seeds]
@@ -105,6 +106,10 @@ def prepare_folder(job: Job) -> None:
     """Makes the folder of a new run, or finds that of one to be resumed."""
     if job.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise LaunchError("--tensorboard: needs the extra `tensorboard`, or tensorboardX")
+    if job.run.more_epochs and not job.resume:
+        raise LaunchError("--extend_epochs: needs --resume, and a finished run")
+    if job.run.more_epochs and not job.folder.exists():
+        raise LaunchError(f"--extend_epochs: there is no run in {job.folder}")
     try:
         job.folder.mkdir(parents=True, exist_ok=job.resume)
     except FileExistsError:
@@ -124,14 +129,34 @@ def checkpoints_of(job: Job, seeds: Sequence[int]) -> Checkpoints:
 
 
 def check_checkpoints(job: Job, groups: Sequence[Sequence[int]]) -> None:
-    """Looks whether the checkpoints that are there are of this run, before anything is trained.
+    """Looks whether the run can go on with its checkpoints, before anything is trained.
 
     Raises:
-      CheckpointError: if one is not, or is damaged.
+      CheckpointError: if one is of another run, or damaged.
+      LaunchError: if one is of a run that is to be extended and not finished, or is beyond the
+        end of this run.
     """
+    run = job.run
     for seeds in groups:
         with closing(checkpoints_of(job, seeds)) as checkpoints:
-            checkpoints.progress()
+            try:
+                step, _ = checkpoints.progress() or (0, None)
+            except OtherRun as error:
+                if "epochs" not in error.names:
+                    raise
+                hint = "--extend_epochs lengthens a finished run"
+                raise OtherRun(f"{error}; {hint}", error.names) from None
+        if run.more_epochs and step < run.steps_before:
+            raise LaunchError(
+                f"--extend_epochs: seed {', '.join(map(str, seeds))} is at step {step} of "
+                f"{run.steps_before} in {job.folder}; --resume without it finishes the run first"
+            )
+        if step > run.steps:
+            needed = -(-(step - run.steps_before) // run.steps_per_epoch)
+            raise LaunchError(
+                f"--resume: the run in {job.folder} is at step {step} and would end at step "
+                f"{run.steps}; --extend_epochs {needed} or more goes on with it"
+            )
 
 
 @dataclass
@@ -272,10 +297,9 @@ class Log(AbstractContextManager["Log"]):
 
     def _where(self, step: int) -> str:
         run = self.job.run
-        epoch = min(-(-step // run.steps_per_epoch), run.epochs)
         rate = float(self.job.learning_rate(max(step - 1, 0)))
         stage = f"stage {self._stage(step)}/{len(self.job.stages)}"
-        return f"epoch {epoch}/{run.epochs}  {stage}  lr {rate:.2g}"
+        return f"epoch {run.epoch_of(step)}/{run.epochs}  {stage}  lr {rate:.2g}"
 
     def _stage(self, step: int) -> int:
         return 1 + sum(step > end for _, end in self.job.stages[:-1])

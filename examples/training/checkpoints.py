@@ -8,7 +8,7 @@ killed at any time.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,18 @@ KEPT = 2
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be read, written, or gone on with."""
+
+
+class OtherRun(CheckpointError):
+    """A checkpoint of a run with another fingerprint.
+
+    Attributes:
+      names: what differs in it.
+    """
+
+    def __init__(self, message: str, names: Collection[str]):
+        super().__init__(message)
+        self.names = names
 
 
 class Checkpoints:
@@ -121,7 +133,8 @@ class Checkpoints:
         except Exception as error:
             raise CheckpointError(f"{where} cannot be read: {_first_line(error)}") from error
         if differing := differences(fingerprint, self._fingerprint, self._flag_of):
-            raise CheckpointError(f"{where} is of another run: {differing}")
+            message = f"{where} is of another run: {', '.join(differing.values())}"
+            raise OtherRun(message, differing.keys())
         return step, progress
 
     def restore(self, example: Tree) -> tuple[int, State, list[dict[str, Any]]] | None:
@@ -167,17 +180,17 @@ class Checkpoints:
 
 def differences(
     there: Mapping[str, Any], here: Mapping[str, Any], flag_of: Callable[[str], str] = str
-) -> str:
-    """What differs in two fingerprints, in words; nothing if they are of the same run."""
+) -> dict[str, str]:
+    """What differs in two fingerprints, by its name and in words."""
 
     def shown(value: Any) -> str:
         return "not given" if value is None else repr(value)
 
-    return ", ".join(
-        f"{flag_of(name)} is {shown(there.get(name))} there and {shown(here.get(name))} here"
+    return {
+        name: f"{flag_of(name)} is {shown(there.get(name))} there and {shown(here.get(name))} here"
         for name in sorted({*there, *here})
         if there.get(name) != here.get(name)
-    )
+    }
 
 
 def _described(tree: Tree) -> dict[str, str]:
