@@ -33,6 +33,7 @@ from optimizers import (
 from reporting import report
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from running import stages
 from running.flags import (
     Parser,
     count,
@@ -44,6 +45,8 @@ from running.flags import (
     step_size,
 )
 from training import Diverged, Model, Run, init_weights, seeds_together_are_faster, train
+
+STAGES = (0.3, 0.6, 0.8)
 
 
 def make_parser() -> Parser:
@@ -115,10 +118,10 @@ def make_parser() -> Parser:
     add(
         "--stages",
         type=fractions,
-        default="0.3,0.6,0.8",
         metavar="FRACTIONS",
         help="when the next stage begins, as fractions of a run, rounded to whole cycles of k "
-        "steps (default: %(default)s)",
+        f"steps (default: {','.join(map(str, STAGES))}, without those that a short run has no "
+        "cycle for)",
     )
     add(
         "--k",
@@ -213,8 +216,11 @@ def prepare(args: argparse.Namespace, parser: Parser) -> tuple[Dataset, Model, R
     per_epoch = dataset.train_size // args.batch_size
     if per_epoch == 0:
         parser.error(f"--batch_size: there are only {dataset.train_size} training images")
+    cycles = functools.partial(stage_cycles, args.epochs * per_epoch, args.k)
+    if args.stages is None:
+        args.stages = stages.that_fit(STAGES, cycles)
     try:
-        lengths = stage_cycles(args.epochs * per_epoch, args.k, args.stages)
+        lengths = cycles(args.stages)
     except ValueError as error:
         parser.error(f"--stages: {error}")
     make = functools.partial(NETWORKS[args.network], dataset.image_shape, dataset.classes)
@@ -248,7 +254,7 @@ def compare(args: argparse.Namespace, parser: Parser, console: Console) -> None:
     labels = {name: OPTIMIZERS[name].label for name in args.optimizers}
     table = report.table(records, labels)
     text = [*report.comparison(records, labels), "", report.notes(records)]
-    with (folder / "table.txt").open("w") as file:
+    with (folder / "table.txt").open("w", encoding="utf-8") as file:
         Console(file=file, width=80).print(table, *text, sep="\n")
     report.plot(records, labels, recipe.rates, title, folder / "curves.png")
     console.print("", table, *text, "", sep="\n", highlight=False)
@@ -262,15 +268,12 @@ def describe(args: argparse.Namespace, dataset: Dataset, model: Model, recipe: R
     params, _ = jax.eval_shape(lambda: init_weights(model, 0))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     names = ", ".join(OPTIMIZERS[name].label for name in args.optimizers)
-    rates = ", ".join(
-        f"{rate:.2g} to {'' if q else 'step '}{end:,}" for q, (rate, end) in enumerate(recipe.rates)
-    )
     return [
         f"{args.dataset}: {dataset.train_size:,} training, "
         f"{dataset.test_size:,} test images; {args.network}, {size:,} parameters",
         f"{names} with k {args.k}, α {args.alpha:g}, β {args.beta:g}; "
         f"seeds: {args.seeds}, epochs: {args.epochs}, batch size: {args.batch_size}",
-        f"learning rate {rates}",
+        report.stages_in_words(recipe.rates),
     ]
 
 

@@ -88,12 +88,10 @@ def make_job(args: argparse.Namespace, parser: flags.Parser) -> Job:
     """What the flags mean; what is wrong with them together ends the program."""
     dataset = as_released(command_line.dataset_of(args, parser))
     model = command_line.model_of(args, parser, dataset)
-    try:
-        schedule, stages = quarters(args.lr, args.epochs * (dataset.train_size // args.batch_size))
-    except ValueError as error:
-        parser.error(f"--epochs: {error}")
+    schedule, stages = quarters(args.lr, args.epochs * (dataset.train_size // args.batch_size))
     return command_line.job_of(
         args,
+        parser,
         model,
         tx=minimizer(
             args.minimizer,

@@ -16,12 +16,15 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from optimizers import INNER, piecewise, released, stage_lengths
-from running import command_line, flags
+from running import command_line, flags, stages
 from running.launch import Job
 
 from slrla_jax import Stage, slow_params, slrla
 
 Value = TypeVar("Value")
+
+MILESTONES = (0.3, 0.6, 0.8)
+DEFAULT_K = 5
 
 
 def make_parser() -> flags.Parser:
@@ -61,10 +64,10 @@ def make_parser() -> flags.Parser:
     add(
         "--milestones",
         type=flags.milestones,
-        default="0.3,0.6,0.8",
         metavar="LIST",
-        help="where the next stage begins: fractions of the run below 1, or epochs "
-        "(default: %(default)s)",
+        help="where the next stage begins: fractions of the run below 1, or epochs; none for a "
+        f"constant learning rate (default: {','.join(map(str, MILESTONES))}, without those that "
+        "a short run has no epoch for)",
     )
     add(
         "--gamma",
@@ -105,8 +108,8 @@ def make_parser() -> flags.Parser:
         "--stage_ks",
         type=flags.listed(flags.count),
         metavar="LIST",
-        help="fast steps in a cycle (5 if only others of the three are given); stages are "
-        "rounded to whole cycles",
+        help=f"fast steps in a cycle ({DEFAULT_K} if only others of the three are given); stages "
+        "are rounded to whole cycles",
     )
     return parser
 
@@ -116,13 +119,19 @@ def make_job(args: argparse.Namespace, parser: flags.Parser) -> Job:
     dataset = command_line.dataset_of(args, parser)
     model = command_line.model_of(args, parser, dataset)
     per_epoch = dataset.train_size // args.batch_size
-    count = len(args.milestones) + 1
-    rates = [args.lr * args.gamma**q for q in range(count)]
     staged = any((args.stage_betas, args.stage_alphas, args.stage_ks))
     if staged and (args.lookahead or args.slr):
         parser.error("--stage_betas, --stage_alphas and --stage_ks: not with --lookahead or --slr")
+    if args.milestones is None:
+        ks = (args.stage_ks or (DEFAULT_K,)) * (len(MILESTONES) + 1) if staged else None
+        lengths = functools.partial(
+            stage_lengths, epochs=args.epochs, steps_per_epoch=per_epoch, ks=ks
+        )
+        args.milestones = stages.that_fit(MILESTONES, lengths)
+    count = len(args.milestones) + 1
+    rates = [args.lr * args.gamma**q for q in range(count)]
     try:
-        ks = each_stage("--stage_ks", args.stage_ks, 5, count)
+        ks = each_stage("--stage_ks", args.stage_ks, DEFAULT_K, count)
         alphas = each_stage("--stage_alphas", args.stage_alphas, 0.8, count)
         betas = each_stage("--stage_betas", args.stage_betas, 0.0, count)
     except ValueError as error:
@@ -147,6 +156,7 @@ def make_job(args: argparse.Namespace, parser: flags.Parser) -> Job:
         tx = released(args.optim, schedule, args.momentum, args.wd, args.lookahead, args.slr)
     return command_line.job_of(
         args,
+        parser,
         model,
         tx=tx,
         slow_params=slow_params if staged or args.lookahead else None,

@@ -205,19 +205,20 @@ def test_no_padding_flips_only():
 # Folders of IDX files.
 
 
-def make_idx_folder(folder, suffix, shape=(5, 6)):
+def make_idx_folder(folder, suffix, shape=(5, 6), before_idx="-"):
     rng = np.random.default_rng(0)
     arrays = {}
     for split, size in (("train", 40), ("t10k", 20)):
         arrays[split] = rng.integers(0, 256, (size, *shape)), rng.integers(0, 10, size)
-        write_idx(folder / f"{split}-images-idx3-ubyte{suffix}", arrays[split][0])
-        write_idx(folder / f"{split}-labels-idx1-ubyte{suffix}", arrays[split][1])
+        write_idx(folder / f"{split}-images{before_idx}idx3-ubyte{suffix}", arrays[split][0])
+        write_idx(folder / f"{split}-labels{before_idx}idx1-ubyte{suffix}", arrays[split][1])
     return arrays
 
 
 @pytest.mark.parametrize("suffix", [".gz", ""])
-def test_idx_folders(tmp_path, suffix):
-    arrays = make_idx_folder(tmp_path, suffix)
+@pytest.mark.parametrize("before_idx", ["-", "."])
+def test_idx_folders(tmp_path, suffix, before_idx):
+    arrays = make_idx_folder(tmp_path, suffix, before_idx=before_idx)
     dataset = data.load("Fashion-MNIST", tmp_path)
     assert (dataset.name, dataset.classes) == ("fashion_mnist", 10)
     assert dataset.train_images.dtype == np.uint8
@@ -267,7 +268,7 @@ def damage(folder, kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "neither train-images-idx3-ubyte.gz nor train-images-idx3-ubyte"),
+        ("missing", "no train-images-idx3-ubyte or train-images.idx3-ubyte, gzipped or not"),
         ("truncated", "train-images-idx3-ubyte.gz cannot be read"),
         ("not gzip", "train-images-idx3-ubyte.gz cannot be read"),
         ("short", "should hold 1,200 bytes after its header, not 1,199"),

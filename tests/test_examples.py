@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import importlib
+import io
 import json
 import os
 import subprocess
@@ -22,6 +24,10 @@ import slrla_jax
 
 EXAMPLES = Path(compare.__file__).parent
 PACKAGE = Path(slrla_jax.__file__).parent.parent
+PROGRAMS = (
+    *("ablations", "compare", "example_cifar", "main"),
+    *("noisy_weights", "reproduce", "sequential", "sharpness"),
+)
 TINY = ["--network", "softmax", "--epochs", "2", "--seeds", "2"]
 
 
@@ -217,6 +223,14 @@ def test_stages_are_whole_cycles(steps, k, fractions, lengths):
     assert sum(stage.length for stage in recipe.stages(0.8, 0.1)) == recipe.steps
 
 
+def test_a_short_run_has_fewer_stages(here, capsys):
+    """Nine steps are two cycles, of the four stages that are the default."""
+    assert compare.main([*TINY, "--epochs", "1", "--optimizers", "slrla"]) == 0
+    assert "\nlearning rate 0.1 to step 5, 0.02 to 10\n" in capsys.readouterr().out
+    settings = json.loads((here / "runs/digits-1/settings.json").read_text())
+    assert settings["flags"]["stages"] == [0.3]
+
+
 def test_too_many_stages():
     with pytest.raises(ValueError, match="too few for 4 stages"):
         optimizers.stage_cycles(9, 5, (0.3, 0.6, 0.8))
@@ -252,7 +266,10 @@ def error_line(flags, capsys):
         ("--stages 0.5,1", "--stages: must be growing"),
         ("--stages nan", "--stages: must be growing"),
         ("--stages half", "--stages: must be growing"),
-        ("--epochs 1", "--stages: 2 cycles of k = 5 steps: too few for 4 stages"),
+        (
+            "--epochs 1 --stages 0.3,0.6,0.8",
+            "--stages: 2 cycles of k = 5 steps: too few for 4 stages",
+        ),
         ("--batch_size 601", "--batch_size: there are only 600 training images"),
         ("--dataset nope", "--dataset: invalid choice"),
         ("--network nope", "--network: invalid choice"),
@@ -281,6 +298,51 @@ def test_help_names_every_flag(capsys):
     text = capsys.readouterr().out
     for flag in vars(compare.make_parser().parse_args([])):
         assert f"--{flag}" in text
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_in_ascii(program, monkeypatch):
+    """As with `PYTHONIOENCODING=ascii`: what the encoding has no character for is escaped."""
+    text = importlib.import_module(program).make_parser().format_help()
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    with pytest.raises(SystemExit) as exit_:
+        importlib.import_module(program).main(["--help"])
+    assert exit_.value.code == 0
+    screen.flush()
+    assert screen.buffer.getvalue() == text.encode("ascii", "backslashreplace")
+
+
+@pytest.mark.parametrize(
+    ("line", "table"),
+    [
+        ("compare.py --network softmax --epochs 2 --seeds 2", "digits-1/table.txt"),
+        (
+            "reproduce.py digits_softmax --seeds 2 --optimizers SGD -- --tr_epochs 4",
+            "results/digits_softmax/table.md",
+        ),
+        (
+            "sharpness.py --network softmax --epochs 2 --seeds 2 --optimizers sgd --iterations 5",
+            "sharpness-digits-1/table.txt",
+        ),
+    ],
+)
+def test_a_run_in_an_ascii_locale(tmp_path, line, table):
+    """The screen gets escapes where it has no ±; the files are in UTF-8 anyway."""
+    program, *flags = line.split()
+    ascii_ = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / program, *flags],
+        cwd=tmp_path,
+        env={**os.environ, **ascii_, "PYTHONPATH": str(PACKAGE), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert r"\xb1" in done.stdout
+    assert "±" in (tmp_path / "runs" / table).read_text(encoding="utf-8")
 
 
 def test_divergence_is_one_line(here, capsys):

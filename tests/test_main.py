@@ -169,6 +169,38 @@ def test_stages_end_at_milestones(milestones, ks, lengths):
     assert optimizers.stage_lengths(milestones, 10, 10, ks) == lengths
 
 
+@pytest.mark.parametrize(
+    ("flags", "milestones", "ends"),
+    [
+        ("--tr_epochs 1", (), [4]),
+        ("--tr_epochs 2", (0.6,), [4, 8]),
+        ("--tr_epochs 3", (0.6, 0.8), [4, 8, 12]),
+        ("--tr_epochs 4", (0.3, 0.6, 0.8), [4, 8, 12, 16]),
+        ("--tr_epochs 4 --milestones none", (), [16]),
+        # In cycles of five steps.
+        ("--tr_epochs 1 --stage_betas 0.1", (), [5]),
+        ("--tr_epochs 4 --stage_betas 0.1", (0.3, 0.6), [5, 10, 20]),
+        ("--tr_epochs 2 --stage_ks 50", (), [50]),
+        ("--tr_epochs 2 --stage_ks 3,2", (0.6,), [3, 9]),
+    ],
+)
+def test_a_short_run_has_fewer_stages(flags, milestones, ends):
+    """Four steps in an epoch; the first stage is always there, with the learning rate of --lr."""
+    made = job(f"--dataset digits --network softmax {flags}")
+    assert made.settings["flags"]["milestones"] == milestones
+    assert [end for _, end in made.stages] == ends
+    rates = [0.1, 0.02, 0.004, 0.0008][: len(ends)]
+    np.testing.assert_allclose([rate for rate, _ in made.stages], rates)
+    np.testing.assert_allclose([made.learning_rate(end - 1) for end in ends], rates, rtol=1e-6)
+
+
+def test_a_run_of_one_epoch(here, capsys):
+    flags = "--dataset digits --network softmax --tr_epochs 1 --exp_name short --lookahead 5_0.8"
+    assert main.main([*flags.split(), "--train_batch_size", "40"]) == 0
+    assert "\nlearning rate 0.1 to step 15\n" in capsys.readouterr().out
+    assert (here / "runs/short/curves.png").exists()
+
+
 @pytest.mark.parametrize("optimizer", optimizers.INNER)
 def test_every_inner_optimizer_decays_weights(optimizer):
     """In the gradient or beside it: with a gradient of zero, weights shrink."""
@@ -213,12 +245,174 @@ def test_a_run_leaves_its_settings_and_goes_on(here, capsys):
     assert main.main(flags.split()) == 2
     assert "--resume would go on with it" in capsys.readouterr().err
     assert main.main([*flags.split(), "--resume", "--lr", "0.3"]) == 1
-    assert "of another run: lr is 0.1 there and 0.3 here" in capsys.readouterr().err
+    assert "of another run: --lr is 0.1 there and 0.3 here" in capsys.readouterr().err
     # What is only written of a run may be another.
     shown = flags.replace(" --tensorboard", " --batch_norm recalibrated").split()
     assert main.main([*shown, "--resume"]) == 0
     again = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert again == records
+
+
+def test_a_run_with_other_flags_is_refused_in_one_line(here, capsys, monkeypatch):
+    """Also where the optimizer's state has another structure, or the network other weights."""
+    flags = [*SMALL.split(), "--train_batch_size", "40", "--exp_name", "mine", "--resume"]
+    assert main.main(flags) == 0
+
+    def refused(more):
+        capsys.readouterr()
+        assert main.main([*flags, *more.split()]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        where = here / "runs/mine/checkpoints/seed_0/30"
+        message = captured.err.removeprefix(f"main.py: {where} is of another run: ")
+        return message.removesuffix("\n")
+
+    for more, message in {
+        "--optim Adam": "--optim is 'SGD' there and 'Adam' here",
+        "--lookahead 5_0.8": "--lookahead is not given there and [5, 0.8] here",
+        "--slr 5_0.2": "--slr is not given there and [5, 0.2] here",
+        "--stage_betas 0,1": "--stage_betas is not given there and [0.0, 1.0] here",
+        "--momentum 0": "--momentum is 0.9 there and 0.0 here",
+        "--network resnet": "--network is 'softmax' there and 'resnet' here",
+        "--tr_epochs 3": "--tr_epochs is 2 there and 3 here; --extend_epochs lengthens a finished "
+        "run",
+        "--train_batch_size 80 --bf16": "--train_batch_size is 40 there and 80 here, --bf16 is "
+        "False there and True here",
+    }.items():
+        assert refused(more) == message
+    # As another version of the package may have it.
+    monkeypatch.setattr(main, "released", lambda *args: optax.adam(1e-3))
+    assert main.main(flags) == 1
+    said = capsys.readouterr().err
+    assert "all flags are the same, but opt_state.0.count is not there and int32[] here" in said
+    assert said.count("\n") == 1
+
+
+def metrics(folder):
+    """What the metrics have but for the times and the run's name."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) | {"timing": None, "optimizer": None} for line in lines]
+
+
+@pytest.mark.parametrize(
+    "more", ["--lookahead 5_0.8 --slr 7_0.2", "--stage_ks 4 --stage_betas 0.1"]
+)
+def test_a_finished_run_is_extended(here, capsys, more):
+    """In the first case an epoch has 15 steps, in the other the run is rounded up to 32."""
+    flags = [*SMALL.split(), *more.split(), "--train_batch_size", "40", "--eval_every", "2"]
+    for name in ("mine", "twice"):
+        assert main.main([*flags, "--exp_name", name]) == 0
+    before = metrics(here / "runs/mine")
+    settings = json.loads((here / "runs/mine/settings.json").read_text())
+    stages = settings["stages"]
+    end = stages[-1]["last_step"]
+    assert end == (32 if "--stage_ks" in more else 30)
+    capsys.readouterr()
+    extended = [*flags, "--exp_name", "mine", "--resume", "--extend_epochs", "3"]
+    assert main.main(extended) == 0
+    assert f"2 epochs and 3 more, {end + 45} steps" in capsys.readouterr().out
+    after = metrics(here / "runs/mine")
+    assert after[:3] == before
+    assert [r["steps"] for r in after[3:]] == [end + 15, end + 30, end + 45]
+    assert [r["stage"] for r in after[3:]] == [2, 2, 2]
+    assert {r["learning_rate"] for r in after[3:]} == {before[-1]["learning_rate"]}
+    assert ["test_accuracy" in r for r in after] == [True, False, True, False, True, True]
+    settings = json.loads((here / "runs/mine/settings.json").read_text())
+    assert settings["flags"]["epochs"] == 2
+    assert settings["flags"]["extend_epochs"] == 3
+    assert settings["stages"] == [stages[0], stages[1] | {"last_step": end + 45}]
+    assert settings["gradients_per_run"] == end + 45
+
+    # In two parts it is the same, but for the evaluation where the first part ended.
+    for n in ("1", "3"):
+        twice = [*flags, "--exp_name", "twice", "--resume", "--extend_epochs", n]
+        assert main.main(twice) == 0
+    parts = metrics(here / "runs/twice")
+    assert "test_accuracy" in parts[3]
+    assert [{k: r[k] for k in want} for r, want in zip(parts, after, strict=True)] == after
+
+    # Without the flag it would be shorter than it is.
+    for short in ([], ["--extend_epochs", "2"]):
+        capsys.readouterr()
+        assert main.main([*flags, "--exp_name", "mine", "--resume", *short]) == 2
+        captured = capsys.readouterr()
+        assert captured.err == (
+            f"main.py: error: --resume: the run in runs/mine is at step {end + 45} and would end "
+            f"at step {end + 15 * len(short)}; --extend_epochs 3 or more goes on with it\n"
+        )
+    assert main.main(extended) == 0
+    assert metrics(here / "runs/mine") == after
+
+
+def test_only_a_finished_run_is_extended(here, capsys, monkeypatch):
+    flags = [*SMALL.split(), "--train_batch_size", "40", "--exp_name", "mine"]
+
+    def error(*more):
+        capsys.readouterr()
+        assert main.main([*flags, "--extend_epochs", "2", *more]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        return captured.err
+
+    assert "--extend_epochs: needs --resume, and a finished run" in error()
+    assert "--extend_epochs: there is no run in runs/mine" in error("--resume")
+    assert list(here.iterdir()) == []
+
+    with monkeypatch.context() as stopped:
+        asked = iter([False] * 20 + [True])
+        stopped.setattr(
+            "training.Stop.requested", property(lambda self: next(asked)), raising=False
+        )
+        assert main.main(flags) == 143
+    assert "--extend_epochs: seed 0 is at step 20 of 30 in runs/mine; " in error("--resume")
+    assert main.main([*flags, "--resume"]) == 0
+    # Of two seeds the second was not trained yet: the first is not extended either.
+    said = error("--resume", "--seeds", "2")
+    assert "--extend_epochs: seed 1 is at step 0 of 30 in runs/mine; " in said
+    assert "--resume without it finishes the run first" in said
+    assert len(metrics(here / "runs/mine")) == 3
+    with pytest.raises(SystemExit):
+        main.main([*flags, "--resume", "--extend_epochs", "0"])
+    assert "--extend_epochs: must be a whole number, at least 1, got '0'" in capsys.readouterr().err
+
+
+def test_damaged_metrics_are_made_anew_from_the_checkpoints(here, capsys):
+    flags = [*SMALL.split(), "--train_batch_size", "40", "--exp_name", "mine"]
+    assert main.main(flags) == 0
+    path = here / "runs/mine/metrics.jsonl"
+    whole = path.read_text()
+    first, *others = whole.splitlines()
+    for kind, second in {
+        "no text": b"\xff\x00\x0c\xe2\x80\xa8",
+        "no JSON": b'{"seed": 0, "epo',
+        "no record": b"[1]",
+        "another's record": b'{"epoch": 1}',
+    }.items():
+        path.write_bytes(b"\n".join([first.encode(), second, others[1].encode(), b""]))
+        capsys.readouterr()
+        assert main.main([*flags, "--resume"]) == 0, kind
+        said = "runs/mine/metrics.jsonl had 1 damaged line; the file is made anew"
+        assert capsys.readouterr().out.count(said) == 1
+        records, before = (
+            [json.loads(line) for line in text.splitlines()] for text in (path.read_text(), whole)
+        )
+        # The checkpoints have all of it but the times.
+        del before[1]["timing"]
+        assert records == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "settings.json"])
+def test_a_file_that_cannot_be_written_is_one_line(here, capsys, name):
+    flags = [*SMALL.split(), "--train_batch_size", "40", "--exp_name", "mine", "--resume"]
+    (here / "runs/mine" / name).mkdir(parents=True)
+    assert main.main(flags) == 2
+    said = capsys.readouterr().err
+    assert f"--root: cannot write runs/mine/{name}: Is a directory; once it is removed" in said
+    assert said.count("\n") == 1
+    (here / "runs/mine" / name).rmdir()
+    assert main.main(flags) == 0
 
 
 def test_without_tensorboardx_there_is_no_folder(here, capsys, monkeypatch):
@@ -249,6 +443,7 @@ def error_line(flags, capsys):
         ("--network ResNet-19", "--network: must be one of resnet"),
         ("--dataset CIFAR-11", "--dataset: must be one of digits"),
         ("--milestones 0.5,2", "--milestones: must be growing fractions below 1, or growing"),
+        ("--milestones 0.3,0.6,0.8", "--milestones: stage 1 of 4 has no epoch in 2 epochs"),
         ("--milestones 0.6,0.3", "--milestones: must be growing"),
         ("--milestones 1,2", "--milestones: stage 3 of 3 has no epoch in 2 epochs"),
         ("--gamma 0", "--gamma: must be a positive number"),

@@ -177,14 +177,31 @@ def test_what_is_done_is_skipped(tmp_path, monkeypatch, capsys):
     # What was cut off is not done.
     metrics = launched[-1].folder / "metrics.jsonl"
     assert reproduce.finished(launched[-1])
-    metrics.write_text(metrics.read_text()[:-10])
+    whole = metrics.read_text()
+    for damaged in (whole[:-10], whole.replace("0.", "x.", 1), whole.replace("\n", "\n{}\n", 1)):
+        metrics.write_text(damaged)
+        assert reproduce.finished(launched[-1]) == ("{}" in damaged)
+    settings = launched[-1].folder / "settings.json"
+    settings.write_text(settings.read_text()[:100])
     assert not reproduce.finished(launched[-1])
+    # The checkpoints have all of it.
+    count, again = run(2)
+    assert count == 1
+    assert again["optimizers"]["SLRLA"]["measured"] == two["optimizers"]["SLRLA"]["measured"]
+    assert reproduce.finished(launched[-1])
+
+    # What was extended is done as an extended run only.
+    count, longer = run(2, "--extend_epochs", "1")
+    assert count == 2
+    assert "4 epochs and 1 more" in longer["title"]
+    assert run(2, "--extend_epochs", "1")[0] == 0
+    assert not reproduce.finished(launched[-3])
 
     capsys.readouterr()
     with pytest.raises(SystemExit):
         run(1, "--lr", "0.2")
     said = capsys.readouterr().err
-    assert "SGD is of another run: lr is 0.1 there and 0.2 here" in said
+    assert "SGD is of another run: --lr is 0.1 there and 0.2 here" in said
     assert said.count("\n") == 1
 
 
@@ -370,6 +387,11 @@ def test_all_settings_at_once_are_the_literal_loop_of_each():
             np.testing.assert_allclose(where["test_accuracy"], accuracy, atol=1.1e-3)
 
 
+@pytest.mark.parametrize(("steps", "count"), [(1, 1), (10, 2), (15, 3), (20, 4), (4_680, 4)])
+def test_short_ablations_have_fewer_stages(steps, count):
+    assert len(ablations.milestones_of(steps)) + 1 == count
+
+
 def test_the_program_of_the_ablations(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ablations, "ALPHAS", (0.5, 1.0))
     monkeypatch.setattr(ablations, "BETAS", (0.0, 1.0))
@@ -387,6 +409,15 @@ def test_the_program_of_the_ablations(tmp_path, capsys, monkeypatch):
     mean = 100 * np.mean(results["samples"]["50"]["test_accuracy"], axis=0)
     assert f"| 0.5 | {np.mean(results['samples']['50']['train_loss'], axis=0)[0]:.4f} ± " in table
     assert f"| {mean[3]:.2f} ± " in table
+
+    # Without --samples: all 600 of the digits, and as a thirtieth has no batch, one batch.
+    assert ablations.main(["--steps", "5", "--seeds", "1", "--results", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["samples"]) == ["600", "128"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        ablations.main(["--batch_size", "601"])
+    assert "--batch_size: must be at most 600, got 601" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         ablations.main(["--samples", "601"])
     assert "--samples: must be from 128 (the batch size) to 600, got 601" in capsys.readouterr().err

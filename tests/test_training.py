@@ -315,6 +315,32 @@ def test_seeds_together_go_on_too(small, tmp_path):
     assert records(run, (1, 2), checkpoints=checkpoints) == want
 
 
+@pytest.mark.parametrize("moment", [None, 23, 26, 29])
+def test_an_extended_run_is_one_that_was_longer_from_the_start(small, tmp_path, moment):
+    """Stopped in the extension too, or not: after 20 steps in three epochs it has two more of 6."""
+    run = make_run(small, steps=20)
+    longer = dataclasses.replace(run, epochs=5, steps=32, more_epochs=2)
+    assert [longer.end_of(epoch) for epoch in range(6)] == [0, 6, 12, 20, 26, 32]
+    steps_ = (0, 1, 6, 7, 18, 19, 20, 21, 26, 27, 32)
+    assert [longer.epoch_of(step) for step in steps_] == [0, 1, 1, 2, 3, 3, 3, 4, 4, 5, 5]
+    whole = Checkpoints(tmp_path / "whole", {})
+    want = records(longer, checkpoints=whole)
+    assert [record["steps"] for record in want] == [0, 6, 12, 20, 26, 32]
+
+    parts = Checkpoints(tmp_path / "parts", {}, every=moment)
+    finished = records(run, checkpoints=parts)
+    assert finished == want[:4]
+    if moment is not None:
+
+        class AskedAt:
+            requested = property(lambda self: parts.last == moment)
+
+        with pytest.raises(training.Stopped, match=f"stopped after {moment} of 32 steps"):
+            records(longer, checkpoints=parts, stop=AskedAt())
+    assert records(longer, checkpoints=parts) == want
+    assert_same_bits(saved_state(parts, run)[1], saved_state(whole, run)[1])
+
+
 def test_another_number_of_devices_may_go_on(small, tmp_path):
     run = make_run(small, networks.SoftmaxRegression, parallel="pmap", axis_name=devices.AXIS)
     want = records(run)
@@ -331,8 +357,27 @@ def test_another_number_of_devices_may_go_on(small, tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(small, tmp_path):
     run = make_run(small, networks.SoftmaxRegression, epochs=1, steps=2)
     records(run, checkpoints=Checkpoints(tmp_path, {"lr": 0.1, "k": 5}))
-    with pytest.raises(CheckpointError, match=r"of another run: lr is 0.1 there and 0.2 here"):
+    with pytest.raises(CheckpointError, match=r"of another run: lr is 0.1 there and 0.2 here$"):
         records(run, checkpoints=Checkpoints(tmp_path, {"lr": 0.2, "k": 5}))
+    both = r"--k is 5 there and not given here, --lr is 0.1 there and 0.2 here$"
+    with pytest.raises(CheckpointError, match=both):
+        records(run, checkpoints=Checkpoints(tmp_path, {"lr": 0.2}, flag_of=lambda n: f"--{n}"))
+
+
+def test_a_state_with_other_arrays_is_refused(small, tmp_path, capfd):
+    """As other data under the same name would have it; no word of Orbax's is needed."""
+    run = make_run(small, networks.SoftmaxRegression, epochs=1, steps=2)
+    records(run, checkpoints=Checkpoints(tmp_path, {}))
+    larger = dataclasses.replace(
+        small,
+        train_images=small.train_images.repeat(2, axis=1),
+        test_images=small.test_images.repeat(2, axis=1),
+    )
+    other = make_run(larger, networks.SoftmaxRegression, epochs=1, steps=2)
+    capfd.readouterr()
+    with pytest.raises(CheckpointError, match=r"float32\[64,10\] there and float32\[128,10\] here"):
+        records(other, checkpoints=Checkpoints(tmp_path, {}))
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("part", ["state", "progress"])

@@ -67,9 +67,10 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def _place(folder: Path, split: str, kind: str) -> Path:
-    """Where one of the files is, gzipped or not."""
-    name = f"{PREFIXES[split]}-{kind}-idx{DIMENSIONS[kind]}-ubyte"
-    for path in (folder / f"{name}.gz", folder / name):
-        if path.exists():
-            return path
-    raise DataError(f"{folder} has neither {name}.gz nor {name}")
+    """Where one of the files is, gzipped or not; some tools unpack them with a dot before idx."""
+    names = [f"{PREFIXES[split]}-{kind}{mark}idx{DIMENSIONS[kind]}-ubyte" for mark in ("-", ".")]
+    for name in names:
+        for path in (folder / f"{name}.gz", folder / name):
+            if path.exists():
+                return path
+    raise DataError(f"{folder} has no {' or '.join(names)}, gzipped or not")

@@ -100,19 +100,16 @@ def each_held(learning_rate: optax.Schedule, k: int) -> optax.Schedule:
 def quarters(learning_rate: float, steps: int) -> tuple[optax.Schedule, list[tuple[float, int]]]:
     """The released recipe's learning rate for a run of any length.
 
+    A run of fewer than four steps has fewer stages, the first one always.
+
     Args:
       learning_rate: of the first quarter.
       steps: of the run.
 
     Returns:
       The schedule, and the learning rate of each stage with the step at which it ends.
-
-    Raises:
-      ValueError: if there are not four steps.
     """
-    if steps < 4:
-        raise ValueError(f"four stages need four steps at least, got {steps}")
-    ends = [int(milestone * steps) for milestone in MILESTONES] + [steps]
+    ends = sorted({int(milestone * steps) for milestone in MILESTONES} - {0} | {steps})
     rates = [learning_rate * DECAY**q for q in range(len(ends))]
     lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
     return piecewise(rates, lengths), list(zip(rates, ends, strict=True))

@@ -59,5 +59,6 @@ class Recipe:
 
 def published(cell: str) -> dict[str, str]:
     """Accuracy in % with its deviation and its mark, for each row; empty outside Table 3."""
-    with (Path(__file__).parent / "table3.csv").open(newline="") as file:
+    path = Path(__file__).parent / "table3.csv"
+    with path.open(newline="", encoding="utf-8") as file:
         return {row["optimizer"]: row[cell] for row in csv.DictReader(file) if cell in row}

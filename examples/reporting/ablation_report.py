@@ -39,8 +39,9 @@ def write(folder: Path, results: Mapping[str, Any]) -> None:
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         **report.circumstances(),
     }
-    (folder / "results.json").write_text(json.dumps(results, ensure_ascii=False) + "\n")
-    (folder / "table.md").write_text(page(results))
+    text = json.dumps(results, ensure_ascii=False) + "\n"
+    (folder / "results.json").write_text(text, encoding="utf-8")
+    (folder / "table.md").write_text(page(results), encoding="utf-8")
     plot(results, "α", "c", folder / "alpha.png")
     plot(results, "β", None, folder / "beta.png")
 

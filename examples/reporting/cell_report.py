@@ -56,8 +56,10 @@ def write(
     }
     labels = {name: name for name in optimizers}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    (folder / "table.md").write_text(page(results, report.comparison(records, labels)))
+    text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+    (folder / "results.json").write_text(text, encoding="utf-8")
+    table = page(results, report.comparison(records, labels))
+    (folder / "table.md").write_text(table, encoding="utf-8")
     # Of the training loss that of the batches, which every epoch has.
     shown = [{name: v for name, v in record.items() if name != LOSS} for record in records]
     first = job.stages[0][0]
@@ -71,7 +73,7 @@ def seconds_before(folder: Path) -> dict[str, float]:
     path = folder / "results.json"
     if not path.exists():
         return {}
-    entries = json.loads(path.read_text())["optimizers"]
+    entries = json.loads(path.read_text(encoding="utf-8"))["optimizers"]
     return {name: entry["seconds"] for name, entry in entries.items() if entry["seconds"]}
 
 

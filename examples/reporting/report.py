@@ -103,6 +103,12 @@ def circumstances() -> dict[str, Any]:
     }
 
 
+def stages_in_words(stages: Sequence[tuple[float, int]]) -> str:
+    """The learning rate of each stage, and the step at which it ends."""
+    rates = [f"{rate:.2g} to {'' if q else 'step '}{end:,}" for q, (rate, end) in enumerate(stages)]
+    return f"learning rate {', '.join(rates)}"
+
+
 def by_seed(records: Records, optimizer: str, value: str) -> np.ndarray:
     """A value in an optimizer's records, as an array of seeds × epochs; NaN if not there."""
     mine = [record for record in records if record["optimizer"] == optimizer]
@@ -201,7 +207,8 @@ def plot(
         loss.yaxis.set_minor_formatter(plain if high < 10 * low else NullFormatter())
         loss.legend(loc="upper right")
         accuracy.set(title="Test accuracy", ylabel="% of the test images")
-        accuracy.set_ylim(*_limits(accuracy, from_epoch=stages[0][1] // per_epoch))
+        from_epoch = stages[0][1] // per_epoch if len(stages) > 1 else 0
+        accuracy.set_ylim(*_limits(accuracy, from_epoch))
         seeds = len({record["seed"] for record in records})
         spread = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
         figure.suptitle(f"{title}; {spread}", fontsize=10, x=0.01, ha="left", color="0.3")

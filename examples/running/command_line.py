@@ -34,10 +34,11 @@ from running.launch import Job, LaunchError, launch
 
 # Data sets whose images are cropped and flipped at random in training.
 AUGMENTED = ("cifar10", "cifar100")
-# Flags that a run may be resumed with other values of. (Each checkpoint knows its own seeds.)
+# Flags that a run may be resumed with other values of. (Each checkpoint knows its own seeds, and
+# how far an extended run has come. How far it is to go changes no step of it.)
 NOT_IN_THE_RESULT = (
     *("data_path", "root", "exp_name", "resume", "checkpoint", "save_every", "seeds"),
-    *("batch_norm", "tensorboard"),
+    *("batch_norm", "tensorboard", "extend_epochs"),
 )
 
 
@@ -146,6 +147,13 @@ def add_flags(
         help="go on from the last checkpoint, if there is one, as if the run had not stopped",
     )
     add(
+        "--extend_epochs",
+        type=flags.count,
+        metavar="N",
+        help="with --resume and the flags that a finished run had: go on for N epochs more than "
+        f"those of {epochs}, in its last stage and with its last learning rate",
+    )
+    add(
         "--checkpoint",
         type=Path,
         metavar="DIR",
@@ -207,6 +215,7 @@ def model_of(args: argparse.Namespace, parser: flags.Parser, dataset: Dataset | 
 
 def job_of(
     args: argparse.Namespace,
+    parser: flags.Parser,
     model: Model,
     *,
     tx: optax.GradientTransformation,
@@ -219,13 +228,20 @@ def job_of(
 
     Args:
       args: the flags.
+      parser: their parser.
       model: the network.
       tx: the optimizer.
       slow_params: reads the slow weights from optimizer state and params; None without any.
       learning_rate: of a 0-based optimizer step.
-      stages: learning rate of each stage, and the step at which it ends; the last ends the run.
+      stages: learning rate of each stage, and the step at which it ends; the last ends the run
+        (and goes on where that is extended).
       gradients_per_step: how many the optimizer takes.
     """
+    more = args.extend_epochs or 0
+    if more:
+        rate, end = stages[-1]
+        end += more * (model.dataset.train_size // args.batch_size)
+        stages = [*stages[:-1], (rate, end)]
     name = args.exp_name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     run = Run(
         label=name,
@@ -233,7 +249,7 @@ def job_of(
         dataset=model.dataset,
         tx=tx,
         slow_params=slow_params,
-        epochs=args.epochs,
+        epochs=args.epochs + more,
         steps=stages[-1][1],
         batch_size=args.batch_size,
         eval_every=args.eval_every,
@@ -241,9 +257,12 @@ def job_of(
         parallel=args.parallel,
         steps_per_dispatch=steps_per_dispatch(),
         gradients_per_step=gradients_per_step,
+        more_epochs=more,
     )
     params = nnx.state(nnx.eval_shape(lambda: model.make(rngs=nnx.Rngs(0))), nnx.Param)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    epochs = f"{args.epochs} epoch{'s' if args.epochs > 1 else ''}"
+    epochs += f" and {more} more" if more else ""
     values = {n: str(v) if isinstance(v, Path) else v for n, v in vars(args).items()}
     return Job(
         folder=args.root / name,
@@ -259,9 +278,10 @@ def job_of(
             "gradients_per_run": run.steps * gradients_per_step,
         },
         fingerprint={n: v for n, v in values.items() if n not in NOT_IN_THE_RESULT},
+        flag_of=parser.flag_of,
         title=f"{args.dataset}, {model.dataset.train_size:,} training and "
         f"{model.dataset.test_size:,} test images; {args.network}, {size:,} parameters; "
-        f"{args.epochs} epochs, {run.steps:,} steps of {args.batch_size} images"
+        f"{epochs}, {run.steps:,} steps of {args.batch_size} images"
         + (f" with {gradients_per_step} gradients each" if gradients_per_step > 1 else ""),
         together=args.seeds > 1 and seeds_together_are_faster(),
         save_every=args.save_every,

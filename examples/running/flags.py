@@ -1,19 +1,38 @@
 """Command lines: what flags may be, and errors of one line where they are not."""
 
 import argparse
+import io
 import itertools
 import math
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, for programs that print to any terminal."""
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        """Reads the command line, after `escape_what_cannot_be_encoded`."""
+        escape_what_cannot_be_encoded()
+        return super().parse_args(*args, **options)
+
+    def flag_of(self, name: str) -> str:
+        """The flag that a value is given by, or its name where there is no flag for it."""
+        flags = (a.option_strings for a in self._actions if a.dest == name and a.option_strings)
+        return next(flags, [name])[0]
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong and exits with 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def escape_what_cannot_be_encoded() -> None:
+    """Has characters that the terminal's encoding lacks printed as escapes, not as an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def number(wanted: str, holds: Callable[[Any], bool], kind: type = float) -> Callable[[str], Any]:
@@ -73,11 +92,16 @@ def pair(
 
 
 def milestones(text: str) -> tuple[float, ...]:
-    """Points of a run in the order in which they are reached: fractions below 1, or epochs."""
+    """Points of a run in the order in which they are reached: fractions below 1, or epochs.
+
+    They may be none.
+    """
+    if text == "none":
+        return ()
     values = listed(positive)(text)
     if any(a >= b for a, b in itertools.pairwise(values)) or (min(values) < 1 <= max(values)):
         raise argparse.ArgumentTypeError(
-            f"must be growing fractions below 1, or growing epochs, got {text!r}"
+            f"must be growing fractions below 1, or growing epochs, or none, got {text!r}"
         )
     return values
 

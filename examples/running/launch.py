@@ -8,7 +8,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ import optax
 from reporting import report
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from training import Checkpoints, Epoch, Run, Stop, flops_per_step, train
+from training import Checkpoints, Epoch, OtherRun, Run, Stop, flops_per_step, train
 
 Record = dict[str, Any]
 
@@ -40,6 +40,7 @@ class Job:
       settings: what is written down of the run.
       fingerprint: what the run is a function of, besides the seed; a checkpoint with another
         one is refused.
+      flag_of: the flag that a value of the fingerprint is given by.
       title: the run in a line.
       together: whether all seeds are trained at once.
       save_every: steps between checkpoints within an epoch; None for none within.
@@ -56,6 +57,7 @@ class Job:
     stages: list[tuple[float, int]]
     settings: Record
     fingerprint: Record
+    flag_of: Callable[[str], str]
     title: str
     together: bool = False
     save_every: int | None = None
@@ -72,14 +74,18 @@ def launch(job: Job, console: Console) -> list[Record]:
       The records of all epochs and seeds.
 
     Raises:
-      LaunchError: if the folder is there and the job is not to be resumed, or the other way.
+      LaunchError: if the folder is there and the job is not to be resumed, or cannot be written;
+        or as `check_checkpoints` does.
       Diverged, Stopped, CheckpointError: as `training.train` does.
     """
+    groups = [list(job.seeds)] if job.together else [[seed] for seed in job.seeds]
     prepare_folder(job)
-    introduction = (job.title, f"Results go to {job.folder}", "")
+    if job.resume:
+        check_checkpoints(job, groups)
+    stages = report.stages_in_words(job.stages)
+    introduction = (job.title, stages, f"Results go to {job.folder}", "")
     console.print(*introduction, sep="\n", highlight=False, soft_wrap=True)
     records: list[Record] = []
-    groups = [list(job.seeds)] if job.together else [[seed] for seed in job.seeds]
     with ExitStack() as open_things:
         stop = open_things.enter_context(Stop())
         log = open_things.enter_context(Log(job, console))
@@ -100,6 +106,10 @@ def prepare_folder(job: Job) -> None:
     """Makes the folder of a new run, or finds that of one to be resumed."""
     if job.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise LaunchError("--tensorboard: needs the extra `tensorboard`, or tensorboardX")
+    if job.run.more_epochs and not job.resume:
+        raise LaunchError("--extend_epochs: needs --resume, and a finished run")
+    if job.run.more_epochs and not job.folder.exists():
+        raise LaunchError(f"--extend_epochs: there is no run in {job.folder}")
     try:
         job.folder.mkdir(parents=True, exist_ok=job.resume)
     except FileExistsError:
@@ -115,7 +125,38 @@ def checkpoints_of(job: Job, seeds: Sequence[int]) -> Checkpoints:
     name = "seed_" + "_".join(map(str, seeds))
     root = job.folder / "checkpoints" if job.checkpoint is None else job.checkpoint
     fingerprint = {**job.fingerprint, "seed": list(seeds)}
-    return Checkpoints(root / name, fingerprint, job.save_every)
+    return Checkpoints(root / name, fingerprint, job.save_every, job.flag_of)
+
+
+def check_checkpoints(job: Job, groups: Sequence[Sequence[int]]) -> None:
+    """Looks whether the run can go on with its checkpoints, before anything is trained.
+
+    Raises:
+      CheckpointError: if one is of another run, or damaged.
+      LaunchError: if one is of a run that is to be extended and not finished, or is beyond the
+        end of this run.
+    """
+    run = job.run
+    for seeds in groups:
+        with closing(checkpoints_of(job, seeds)) as checkpoints:
+            try:
+                step, _ = checkpoints.progress() or (0, None)
+            except OtherRun as error:
+                if "epochs" not in error.names:
+                    raise
+                hint = "--extend_epochs lengthens a finished run"
+                raise OtherRun(f"{error}; {hint}", error.names) from None
+        if run.more_epochs and step < run.steps_before:
+            raise LaunchError(
+                f"--extend_epochs: seed {', '.join(map(str, seeds))} is at step {step} of "
+                f"{run.steps_before} in {job.folder}; --resume without it finishes the run first"
+            )
+        if step > run.steps:
+            needed = -(-(step - run.steps_before) // run.steps_per_epoch)
+            raise LaunchError(
+                f"--resume: the run in {job.folder} is at step {step} and would end at step "
+                f"{run.steps}; --extend_epochs {needed} or more goes on with it"
+            )
 
 
 @dataclass
@@ -213,11 +254,26 @@ class Log(AbstractContextManager["Log"]):
         return record
 
     def _begin(self) -> None:
-        report.write_settings(self.job.folder, self.job.settings)
         path = self.job.folder / "metrics.jsonl"
-        if path.exists():
-            self._before = {(r["seed"], r["epoch"]): r for r in read_metrics(path)}
-        self._file = path.open("w")
+        damaged = 0
+        try:
+            report.write_settings(self.job.folder, self.job.settings)
+            if path.exists():
+                before, damaged = read_metrics(path)
+                self._before = {(r["seed"], r["epoch"]): r for r in before}
+            self._file = path.open("w")
+        except OSError as error:
+            raise LaunchError(
+                f"--root: cannot write {error.filename}: {error.strerror}; once it is removed, "
+                "--resume makes it anew"
+            ) from error
+        if damaged:
+            self.console.print(
+                f"{path} had {damaged} damaged line{'s' if damaged > 1 else ''}; the file is "
+                "made anew, without the times that stood there",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def _line(self, record: Record) -> str:
         timing = record["timing"]
@@ -241,10 +297,9 @@ class Log(AbstractContextManager["Log"]):
 
     def _where(self, step: int) -> str:
         run = self.job.run
-        epoch = min(-(-step // run.steps_per_epoch), run.epochs)
         rate = float(self.job.learning_rate(max(step - 1, 0)))
         stage = f"stage {self._stage(step)}/{len(self.job.stages)}"
-        return f"epoch {epoch}/{run.epochs}  {stage}  lr {rate:.2g}"
+        return f"epoch {run.epoch_of(step)}/{run.epochs}  {stage}  lr {rate:.2g}"
 
     def _stage(self, step: int) -> int:
         return 1 + sum(step > end for _, end in self.job.stages[:-1])
@@ -254,16 +309,27 @@ def summarise(job: Job, records: list[Record], console: Console) -> None:
     """Table and curves of what came out."""
     labels = {job.run.label: job.run.label}
     lines = list(report.summary(records, job.counts))
-    (job.folder / "table.txt").write_text("\n".join(lines) + "\n")
+    (job.folder / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     report.plot(records, labels, job.stages, job.title, job.folder / "curves.png")
     where = f"All of it is in {job.folder.resolve()}"
     console.print("", *lines, where, sep="\n", highlight=False, soft_wrap=True)
 
 
-def read_metrics(path: Path) -> list[Record]:
-    """The records in a file of JSON lines; a last line that was cut off is left out."""
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def read_metrics(path: Path) -> tuple[list[Record], int]:
+    """The records in a file of JSON lines, and how many of the lines are damaged.
+
+    A last line that was cut off is left out.
+    """
+    records, damaged = [], 0
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            record = json.loads(line)
+            _ = record["seed"], record["epoch"]
+        except (ValueError, LookupError, TypeError):
+            damaged += 1
+        else:
+            records.append(record)
+    return records, damaged
 
 
 def event_writer(folder: Path) -> Any:

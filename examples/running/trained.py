@@ -138,10 +138,12 @@ def runs_of(args: argparse.Namespace, parser: flags.Parser, dataset: Dataset) ->
         optimizer = NAMED[name]
         divisor = optimizer.gradients if args.equal == "gradients" else 1
         steps = args.epochs * per_epoch // divisor
-        try:
-            schedule, _ = quarters(optimizer.learning_rate, steps)
-        except ValueError as error:
-            parser.error(f"--epochs: {optimizer.label}: {error}")
+        if steps == 0:
+            parser.error(
+                f"--epochs: {args.epochs} with {per_epoch} batches each are too few for one step "
+                f"of {optimizer.label}, which takes {divisor} gradients"
+            )
+        schedule, _ = quarters(optimizer.learning_rate, steps)
         epochs = -(-steps // per_epoch)
         runs[name] = Run(
             label=optimizer.label,
@@ -222,7 +224,7 @@ def carry_out(
         return 1
     (folder / "results.json").write_text(json.dumps(records, indent=1) + "\n")
     table = measures.table(records, labels, columns)
-    with (folder / "table.txt").open("w") as file:
+    with (folder / "table.txt").open("w", encoding="utf-8") as file:
         Console(file=file, width=80).print(title, table, sep="\n", soft_wrap=True)
     draw(records, labels, title, folder)
     console.print("", table)

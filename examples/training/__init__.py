@@ -7,7 +7,7 @@
 - `loop`: the run of one seed, or of several together, from its first epoch to its last.
 """
 
-from training.checkpoints import CheckpointError, Checkpoints
+from training.checkpoints import CheckpointError, Checkpoints, OtherRun, differences
 from training.devices import AXIS, PARALLEL, seeds_together_are_faster, steps_per_dispatch
 from training.loop import Diverged, Epoch, Run, Stop, Stopped, flops_per_step, train
 from training.steps import Model, State, eval_step, init_state, init_weights, loss_fn
@@ -20,10 +20,12 @@ __all__ = [
     "Diverged",
     "Epoch",
     "Model",
+    "OtherRun",
     "Run",
     "State",
     "Stop",
     "Stopped",
+    "differences",
     "eval_step",
     "flops_per_step",
     "init_state",

@@ -8,6 +8,7 @@ killed at any time.
 """
 
 import json
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,18 @@ class CheckpointError(Exception):
     """A checkpoint that cannot be read, written, or gone on with."""
 
 
+class OtherRun(CheckpointError):
+    """A checkpoint of a run with another fingerprint.
+
+    Attributes:
+      names: what differs in it.
+    """
+
+    def __init__(self, message: str, names: Collection[str]):
+        super().__init__(message)
+        self.names = names
+
+
 class Checkpoints:
     """The checkpoints of one run, the last ones that were saved.
 
@@ -32,14 +45,22 @@ class Checkpoints:
       fingerprint: what the run is a function of, as JSON has it. A checkpoint of another run is
         refused.
       every: steps between checkpoints within an epoch; None for one at each epoch's end.
+      flag_of: the flag that a value of the fingerprint is given by, for messages.
 
     Raises:
       CheckpointError: if the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, fingerprint: dict[str, Any], every: int | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: dict[str, Any],
+        every: int | None = None,
+        flag_of: Callable[[str], str] = str,
+    ):
         self.folder = folder.resolve()
         self.every = every
+        self._flag_of = flag_of
         self._fingerprint = json.loads(json.dumps(fingerprint))
         try:
             self._manager = ocp.CheckpointManager(
@@ -71,7 +92,13 @@ class Checkpoints:
         # A copy, since the state's own buffers are given away in the next step.
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)),
-            progress=ocp.args.JsonSave({"fingerprint": self._fingerprint, "records": records}),
+            progress=ocp.args.JsonSave(
+                {
+                    "fingerprint": self._fingerprint,
+                    "records": records,
+                    "arrays": _described(state),
+                }
+            ),
         )
         try:
             self._manager.save(step, args=items)
@@ -89,11 +116,8 @@ class Checkpoints:
         except Exception as error:
             raise self._not_written(error) from error
 
-    def restore(self, example: Tree) -> tuple[int, State, list[dict[str, Any]]] | None:
-        """Step, state and records of the last checkpoint; None where there is none.
-
-        Args:
-          example: a state (or its shapes, dtypes and shardings) of the run.
+    def progress(self) -> tuple[int, dict[str, Any]] | None:
+        """Step of the last checkpoint, and what it has beside the state; None where there is none.
 
         Raises:
           CheckpointError: if it is of another run, or damaged.
@@ -105,21 +129,42 @@ class Checkpoints:
         try:
             items = ocp.args.Composite(progress=ocp.args.JsonRestore())
             progress = self._manager.restore(step, args=items).progress
-            fingerprint, records = progress["fingerprint"], progress["records"]
+            fingerprint, _ = progress["fingerprint"], progress["records"]
         except Exception as error:
             raise CheckpointError(f"{where} cannot be read: {_first_line(error)}") from error
-        for name in sorted({*fingerprint, *self._fingerprint}):
-            there, here = fingerprint.get(name), self._fingerprint.get(name)
-            if there != here:
-                raise CheckpointError(
-                    f"{where} is of another run: {name} is {there!r} there and {here!r} here"
-                )
+        if differing := differences(fingerprint, self._fingerprint, self._flag_of):
+            message = f"{where} is of another run: {', '.join(differing.values())}"
+            raise OtherRun(message, differing.keys())
+        return step, progress
+
+    def restore(self, example: Tree) -> tuple[int, State, list[dict[str, Any]]] | None:
+        """Step, state and records of the last checkpoint; None where there is none.
+
+        Args:
+          example: a state (or its shapes, dtypes and shardings) of the run.
+
+        Raises:
+          CheckpointError: if it is of another run, or damaged.
+        """
+        saved = self.progress()
+        if saved is None:
+            return None
+        step, progress = saved
+        where = self.folder / str(step)
+        there, here = progress.get("arrays"), _described(example)
+        if there not in (None, here):  # Older checkpoints do not have it.
+            name = min(n for n in {*there, *here} if there.get(n) != here.get(n))
+            raise CheckpointError(
+                f"{where} is of another run: all flags are the same, but {name} is "
+                f"{there.get(name, 'not')} there and {here.get(name, 'not')} here; it was saved "
+                "by another version of the package, or with other data"
+            )
         try:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(example))
             state = self._manager.restore(step, args=items).state
         except Exception as error:
             raise CheckpointError(f"{where} cannot be read: {_first_line(error)}") from error
-        return step, state, records
+        return step, state, progress["records"]
 
     def close(self) -> None:
         """Ends Orbax's threads."""
@@ -131,6 +176,30 @@ class Checkpoints:
         return CheckpointError(
             f"a checkpoint in {self.folder} cannot be written: {_first_line(error)}; {kept}"
         )
+
+
+def differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], flag_of: Callable[[str], str] = str
+) -> dict[str, str]:
+    """What differs in two fingerprints, by its name and in words."""
+
+    def shown(value: Any) -> str:
+        return "not given" if value is None else repr(value)
+
+    return {
+        name: f"{flag_of(name)} is {shown(there.get(name))} there and {shown(here.get(name))} here"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
+    }
+
+
+def _described(tree: Tree) -> dict[str, str]:
+    """Dtype and shape of each array in a tree, by its place."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}"
+        f"[{','.join(map(str, leaf.shape))}]"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """The loop: one seed, or several together, from the first epoch to the last."""
 
+import bisect
 import collections
 import math
 import signal
@@ -55,6 +56,8 @@ class Run:
       devices: which do; all there are unless others are given.
       steps_per_dispatch: how many steps are compiled into one call.
       gradients_per_step: how many gradients a step takes, for the records.
+      more_epochs: the last ones of the epochs, by which a finished run was extended. Each has the
+        steps of an epoch, after those that the run had.
     """
 
     label: str
@@ -71,11 +74,27 @@ class Run:
     devices: Sequence[jax.Device] = field(default_factory=jax.devices)
     steps_per_dispatch: int = 1
     gradients_per_step: int = 1
+    more_epochs: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in the training images."""
         return self.dataset.train_size // self.batch_size
+
+    @property
+    def steps_before(self) -> int:
+        """Steps of the run before it was extended."""
+        return self.end_of(self.epochs - self.more_epochs)
+
+    def end_of(self, epoch: int) -> int:
+        """The step that an epoch ends with."""
+        if epoch < self.epochs - self.more_epochs:
+            return epoch * self.steps_per_epoch
+        return self.steps - (self.epochs - epoch) * self.steps_per_epoch
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch of a step, counted from 1 as steps are."""
+        return bisect.bisect_left(range(self.epochs), step, key=self.end_of)
 
 
 class Epoch(NamedTuple):
@@ -185,7 +204,7 @@ def train(
             yield steps.put_batch(jax.tree.map(lambda x: x[0], batch))
 
     for epoch in range(len(records) // len(seeds), run.epochs + 1):
-        end = run.steps if epoch == run.epochs else epoch * run.steps_per_epoch
+        end = run.end_of(epoch)
         begin, started, waited = done, time.perf_counter(), 0.0
         timing = {}
         while done < end:
@@ -219,7 +238,7 @@ def train(
                 recalibration if run.recalibrate else None,
             )
         if epoch > 0:
-            taken = end - (epoch - 1) * run.steps_per_epoch
+            taken = end - run.end_of(epoch - 1)
             sums = jax.device_get(steps.get_state((state.loss, state.correct)))
             measured["batch_loss"], measured["batch_accuracy"] = (
                 np.atleast_1d(total) / taken for total in sums
@@ -296,8 +315,7 @@ def _stacked(batches: list[Any]) -> Any:
 
 def _diverged(run: Run, seeds: Sequence[int], step: int, checkpoints: Checkpoints | None) -> str:
     who = f"seed {seeds[0]}" if len(seeds) == 1 else f"one of the seeds {list(seeds)}"
-    epoch = math.ceil(step / run.steps_per_epoch)
-    message = f"{run.label} diverged, from {who} in epoch {epoch} (step {step})"
+    message = f"{run.label} diverged, from {who} in epoch {run.epoch_of(step)} (step {step})"
     if checkpoints is None:
         return message
     last = checkpoints.last
