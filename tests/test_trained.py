@@ -205,7 +205,7 @@ def test_the_minimizers_by_name_are_those_of_the_command_line():
         (sharpness, "--rho 0", "--rho: must be a positive number, got '0'"),
         (sharpness, "--optimizers foo", "--optimizers: must be different ones of sgd, lookahead"),
         (sharpness, "--equal steps", "--equal: invalid choice: 'steps'"),
-        (sharpness, "--epochs 1 --batch_size 600", "--epochs: 1 with 1 batches each are too few"),
+        (sharpness, "--epochs 1 --batch_size 600 --equal gradients", "--epochs: 1 with 1"),
         (sharpness, "--batch_size 601", "--batch_size: there are only 600 training images"),
         (sharpness, "--train_images 3", "--train_images: cannot train on 3 images of digits"),
         (sharpness, "--data_path /nowhere", "--data_path: the digits come with scikit-learn"),
