@@ -18,15 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import data
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from data import DataError, Dataset
-from optimizers import stage_cycles
-from reporting import ablation_report
-from running import flags, stages
+from experiments import data
+from experiments.data import DataError, Dataset
+from experiments.optimizers import stage_cycles
+from experiments.reporting import ablation_report
+from experiments.running import flags, stages
 
 from slrla_jax import Stage, slow_params, slrla
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from data import DATASETS, DataError, Dataset
-from networks import NETWORKS
-from optimizers import (
+from experiments.data import DATASETS, DataError, Dataset
+from experiments.models import NETWORKS
+from experiments.optimizers import (
     LEARNING_RATE_DIVISOR,
     MOMENTUM,
     OPTIMIZERS,
@@ -30,11 +30,9 @@ from optimizers import (
     Recipe,
     stage_cycles,
 )
-from reporting import report
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from running import stages
-from running.flags import (
+from experiments.reporting import report
+from experiments.running import stages
+from experiments.running.flags import (
     Parser,
     count,
     folder_name,
@@ -44,7 +42,16 @@ from running.flags import (
     positive,
     step_size,
 )
-from training import Diverged, Model, Run, init_weights, seeds_together_are_faster, train
+from experiments.training import (
+    Diverged,
+    Model,
+    Run,
+    init_weights,
+    seeds_together_are_faster,
+    train,
+)
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 STAGES = (0.3, 0.6, 0.8)
 

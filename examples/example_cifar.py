@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from data import Dataset, Stream
-from optimizers import MINIMIZERS, ascent_steps, find_minimizer, minimizer, quarters
-from running import command_line, flags
-from running.launch import Job
+from experiments.data import Dataset, Stream
+from experiments.optimizers import MINIMIZERS, ascent_steps, find_minimizer, minimizer, quarters
+from experiments.running import command_line, flags
+from experiments.running.launch import Job
 
 # By what CIFAR-10's channels are divided there, as fractions of white; main.py has others.
 CIFAR10_STD = (0.2471, 0.2435, 0.2616)

@@ -15,9 +15,9 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
-from optimizers import INNER, piecewise, released, stage_lengths
-from running import command_line, flags, stages
-from running.launch import Job
+from experiments.optimizers import INNER, piecewise, released, stage_lengths
+from experiments.running import command_line, flags, stages
+from experiments.running.launch import Job
 
 from slrla_jax import Stage, slow_params, slrla
 

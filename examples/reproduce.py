@@ -21,11 +21,11 @@ from pathlib import Path
 
 import jax
 import main as training_program
-import recipes
-from reporting import cell_report
-from running import command_line, flags
-from running.launch import Job, LaunchError, read_metrics
-from training import differences
+from experiments import configs as recipes
+from experiments.reporting import cell_report
+from experiments.running import command_line, flags
+from experiments.running.launch import Job, LaunchError, read_metrics
+from experiments.training import differences
 
 
 def make_parser() -> flags.Parser:
