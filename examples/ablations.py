@@ -23,10 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from experiments import data
+from experiments.config import Config
 from experiments.data import DataError, Dataset
-from experiments.optimizers import stage_cycles
 from experiments.reporting import ablation_report
-from experiments.running import flags, stages
+from experiments.running import flags
+from experiments.schedules import Stages, stages_of, with_milestones_that_fit
 
 from slrla_jax import Stage, slow_params, slrla
 
@@ -163,7 +164,7 @@ def ablate(
       `train_loss` on those samples, `test_loss` and `test_accuracy` (a fraction) on all test
       images, and `gap`, test minus training loss; each of shape (seeds, settings).
     """
-    cycles = stage_cycles(steps, K, milestones_of(steps))
+    cycles = [length // K for length in stages_in(steps).lengths]
     chosen = np.stack(
         [np.random.default_rng(s).permutation(dataset.train_size)[:samples] for s in range(seeds)]
     )
@@ -197,9 +198,10 @@ def ablate(
     return jax.device_get(run(pools, np.int32(chosen), np.int32(order)))
 
 
-def milestones_of(steps: int) -> tuple[float, ...]:
-    """Where a new stage begins, as fractions of a run of so many steps."""
-    return stages.that_fit(MILESTONES, functools.partial(stage_cycles, steps, K))
+def stages_in(steps: int) -> Stages:
+    """The stages of a run of so many steps, in whole cycles of K."""
+    config = Config(milestones=MILESTONES, stages_in="steps", whole_cycles=True, sync_period=K)
+    return stages_of(with_milestones_that_fit(config, steps, 1), steps, 1)
 
 
 def make_parser() -> flags.Parser:

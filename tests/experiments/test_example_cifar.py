@@ -9,7 +9,9 @@ import numpy as np
 import optax
 import pytest
 from experiments import data
-from experiments.optimizers import minimizers
+from experiments.config import Config
+from experiments.optimizers import OPTIMIZERS
+from experiments.schedules import stages_of, with_milestones_that_fit
 
 from slrla_jax import lookbehind
 
@@ -144,32 +146,38 @@ def test_the_released_command_lines(cifar, command, network, size):
         np.testing.assert_array_equal(job.run.model.dataset.std, job.run.dataset.std)
 
 
-@pytest.mark.parametrize("name", ["SGD", "SAM", "Lookbehind_SAM", "Lookbehind_ASAM"])
+def quarters(steps):
+    """The stages of the released recipe for a run of so many steps."""
+    config = Config(milestones=(0.25, 0.5, 0.75), stages_in="steps", decay=0.1)
+    return stages_of(with_milestones_that_fit(config, steps, 1), steps, 1)
+
+
+@pytest.mark.parametrize("name", ["sgd", "sam", "lookbehind_sam", "lookbehind_asam"])
 def test_the_learning_rate_is_that_of_the_training_step(name):
-    """On a plane the gradient is the same everywhere, and the way shows the learning rate."""
-    schedule, stages = minimizers.quarters(0.1, 9)
-    assert [end for _, end in stages] == [2, 4, 6, 9]
-    tx = minimizers.minimizer(name, schedule, 0.0, 0.0, k=4, alpha=1.0)
-    tx = optax.with_extra_args_support(tx)
-    descents = 4 if name.startswith("Lookbehind") else 1
+    """On a plane the gradient is the same everywhere, and each update shows the learning rate."""
+    stages = quarters(9)
+    assert [end for _, end in stages.ends] == [2, 4, 6, 9]
+    config = Config(momentum=0.0, weight_decay=0.0, ascent_steps=4, slow_step_size=1.0)
+    tx = optax.with_extra_args_support(OPTIMIZERS[name].make(config, stages))
+    descents = 4 if name.startswith("lookbehind") else 1
     slope = {"kernel": jnp.ones((2, 2))}
     params = {"kernel": jnp.zeros((2, 2))}
     state = tx.init(params)
     for step, rate in enumerate([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4, 1e-4]):
         updates, state = tx.update(slope, state, params, grad_fn=lambda params, i: slope)
         np.testing.assert_allclose(updates["kernel"], -descents * rate, rtol=1e-5)
-        np.testing.assert_allclose(schedule(step), rate, rtol=1e-5)
+        np.testing.assert_allclose(stages.schedule(step), rate, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("steps", "ends"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (4, [1, 2, 3, 4])]
 )
 def test_a_short_run_has_fewer_stages(steps, ends):
-    schedule, stages = minimizers.quarters(0.1, steps)
-    assert [end for _, end in stages] == ends
-    rates = [rate for rate, _ in stages]
+    stages = quarters(steps)
+    assert [end for _, end in stages.ends] == ends
+    rates = list(stages.learning_rates)
     np.testing.assert_allclose(rates, 0.1 ** np.arange(1, len(ends) + 1))
-    np.testing.assert_allclose([schedule(end - 1) for end in ends], rates, rtol=1e-6)
+    np.testing.assert_allclose([stages.schedule(end - 1) for end in ends], rates, rtol=1e-6)
 
 
 def test_a_run(tmp_path, monkeypatch, capsys):
@@ -196,7 +204,7 @@ def test_a_run(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--minimizer Lookahead", "--minimizer: must be one of SGD, SAM, ASAM, Look"),
+        ("--minimizer Lookahead", "--minimizer: must be one of sgd, sam, asam, look"),
         ("--alpha -2", "--alpha: must be more than 0 and at most 1, or -1, got '-2'"),
         ("--alpha 0", "--alpha: must be"),
         ("--rho -0.1", "--rho: must be 0 or more, got '-0.1'"),

@@ -12,11 +12,16 @@ from pathlib import Path
 
 import compare
 import jax
+import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
+import optax
 import pytest
-from experiments import data, optimizers, training
+from experiments import data, training
 from experiments import models as networks
+from experiments.config import Config
+from experiments.optimizers import OPTIMIZERS, find
+from experiments.schedules import Stages, stage_lengths, stages_of
 
 import slrla_jax
 
@@ -52,18 +57,13 @@ def small():
     )
 
 
-def train(dataset, optimizer, *, seeds, together=False, network=None, epochs=2, **settings):
-    recipe = optimizers.Recipe(
-        **{
-            "cycles": (2, 2),
-            "learning_rate": 0.05,
-            "k": 3,
-            "alpha": 0.5,
-            "beta": 0.1,
-            **settings,
-        }
+def train(dataset, name, *, seeds, together=False, network=None, epochs=2, **settings):
+    """Two stages of two cycles of three steps."""
+    config = Config(
+        **{"sync_period": 3, "slow_step_size": 0.5, "beta": 0.1, "milestones": (0.5,)} | settings
     )
-    optimizer = optimizers.OPTIMIZERS[optimizer]
+    stages = Stages((0.05, 0.01), (6, 6))
+    optimizer = OPTIMIZERS[name]
     make = functools.partial(
         network or networks.SoftmaxRegression, dataset.image_shape, dataset.classes
     )
@@ -71,10 +71,10 @@ def train(dataset, optimizer, *, seeds, together=False, network=None, epochs=2, 
         label=optimizer.label,
         model=training.Model(make, dataset),
         dataset=dataset,
-        tx=optimizer.make(recipe),
+        tx=optimizer.make(config, stages),
         slow_params=optimizer.slow_params,
         epochs=epochs,
-        steps=recipe.steps,
+        steps=stages.steps,
         batch_size=10,
         devices=jax.devices()[:1],
     )
@@ -186,7 +186,7 @@ def test_what_the_optimizers_have_in_common(small):
     losses = {
         (optimizer, alpha, beta): [
             record["train_loss"]
-            for record in train(small, optimizer, seeds=[0], alpha=alpha, beta=beta)
+            for record in train(small, optimizer, seeds=[0], slow_step_size=alpha, beta=beta)
         ]
         for optimizer, alpha, beta in [
             ("sgd", 0.5, 0.1),
@@ -208,17 +208,30 @@ def test_what_the_optimizers_have_in_common(small):
 @pytest.mark.parametrize(
     ("steps", "k", "fractions", "lengths"),
     [
-        (270, 5, (0.3, 0.6, 0.8), (16, 16, 11, 11)),
-        (18, 5, (0.3, 0.6, 0.8), (1, 1, 1, 1)),
-        (21, 5, (0.5,), (2, 3)),
+        (270, 5, (0.3, 0.6, 0.8), (80, 80, 55, 55)),
+        (18, 5, (0.3, 0.6, 0.8), (5, 5, 5, 5)),
+        (21, 5, (0.5,), (10, 15)),
         (7, 1, (0.5,), (4, 3)),
     ],
 )
 def test_stages_are_whole_cycles(steps, k, fractions, lengths):
-    assert optimizers.stage_cycles(steps, k, fractions) == lengths
-    recipe = optimizers.Recipe(lengths, 0.1, k, 0.8, 0.0)
-    assert steps <= recipe.steps < steps + k
-    assert sum(stage.length for stage in recipe.stages(0.8, 0.1)) == recipe.steps
+    config = Config(milestones=fractions, stages_in="steps", whole_cycles=True, sync_period=k)
+    stages = stages_of(config, steps, 9)
+    assert stages.lengths == lengths
+    assert steps <= stages.steps < steps + k
+    np.testing.assert_allclose(stages.learning_rates, 0.1 * 0.2 ** np.arange(len(lengths)))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_row_of_the_registry(name):
+    """It is built with the default settings, finds its name again, and steps down a slope."""
+    assert find(name.upper().replace("_", "-")) == name
+    tx = OPTIMIZERS[name].make(Config(milestones=(0.5,)), Stages((0.1, 0.02), (10, 10)))
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    updates, _ = optax.with_extra_args_support(tx).update(
+        params, tx.init(params), params, value=1.0, grad_fn=lambda p, i: p
+    )
+    assert all((u < 0).all() for u in jax.tree.leaves(updates))
 
 
 def test_a_short_run_has_fewer_stages(here, capsys):
@@ -226,12 +239,12 @@ def test_a_short_run_has_fewer_stages(here, capsys):
     assert compare.main([*TINY, "--epochs", "1", "--optimizers", "slrla"]) == 0
     assert "\nlearning rate 0.1 to step 5, 0.02 to 10\n" in capsys.readouterr().out
     settings = json.loads((here / "runs/digits-1/settings.json").read_text())
-    assert settings["flags"]["stages"] == [0.3]
+    assert settings["config"]["milestones"] == [0.3]
 
 
 def test_too_many_stages():
-    with pytest.raises(ValueError, match="too few for 4 stages"):
-        optimizers.stage_cycles(9, 5, (0.3, 0.6, 0.8))
+    with pytest.raises(ValueError, match="stage 2 of 4 has no cycle of 5 steps in 9 steps"):
+        stage_lengths(9, (0.3, 0.6, 0.8), sync_periods=(5,) * 4)
 
 
 def error_line(flags, capsys):
@@ -266,7 +279,7 @@ def error_line(flags, capsys):
         ("--stages half", "--stages: must be growing"),
         (
             "--epochs 1 --stages 0.3,0.6,0.8",
-            "--stages: 2 cycles of k = 5 steps: too few for 4 stages",
+            "--stages: stage 2 of 4 has no cycle of 5 steps in 9 steps",
         ),
         ("--batch_size 601", "--batch_size: there are only 600 training images"),
         ("--dataset nope", "--dataset: invalid choice"),

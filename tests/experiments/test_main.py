@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import main
 import numpy as np
 import optax
 import pytest
-from experiments import data, optimizers
+from experiments import data, optimizers, schedules
 
 import slrla_jax
 from slrla_jax import Stage
@@ -158,14 +159,14 @@ def test_settings_of_each_stage_are_algorithm_3(cifar, monkeypatch):
 @pytest.mark.parametrize(
     ("milestones", "ks", "lengths"),
     [
-        ((0.3, 0.6, 0.8), None, [30, 30, 20, 20]),
-        ((3, 6), None, [30, 30, 40]),
-        ((0.5,), (7, 4), [49, 52]),
-        ((0.3, 0.6, 0.8), (5, 10, 8, 3), [30, 30, 16, 24]),
+        ((0.3, 0.6, 0.8), None, (30, 30, 20, 20)),
+        ((3, 6), None, (30, 30, 40)),
+        ((0.5,), (7, 4), (49, 52)),
+        ((0.3, 0.6, 0.8), (5, 10, 8, 3), (30, 30, 16, 24)),
     ],
 )
 def test_stages_end_at_milestones(milestones, ks, lengths):
-    assert optimizers.stage_lengths(milestones, 10, 10, ks) == lengths
+    assert schedules.stage_lengths(100, milestones, epoch=10, sync_periods=ks) == lengths
 
 
 @pytest.mark.parametrize(
@@ -206,8 +207,8 @@ def test_every_inner_optimizer_decays_weights(optimizer):
     make = functools.partial(optimizers.INNER[optimizer], 0.1, 0.9)
     params = jnp.asarray([1.0])
     for weight_decay in (0.0, 0.1):
-        tx = make(weight_decay)
-        updates, _ = tx.update(jnp.zeros(1), tx.init(params), params)
+        tx = optax.with_extra_args_support(make(weight_decay))
+        updates, _ = tx.update(jnp.zeros(1), tx.init(params), params, value=1.0)
         assert (updates[0] < 0) == (weight_decay > 0)
 
 
@@ -268,7 +269,7 @@ def test_a_run_with_other_flags_is_refused_in_one_line(here, capsys, monkeypatch
         return message.removesuffix("\n")
 
     for more, message in {
-        "--optim Adam": "--optim is 'SGD' there and 'Adam' here",
+        "--optim Adam": "--optim is 'sgd' there and 'adam' here",
         "--lookahead 5_0.8": "--lookahead is not given there and [5, 0.8] here",
         "--slr 5_0.2": "--slr is not given there and [5, 0.2] here",
         "--stage_betas 0,1": "--stage_betas is not given there and [0.0, 1.0] here",
@@ -281,7 +282,8 @@ def test_a_run_with_other_flags_is_refused_in_one_line(here, capsys, monkeypatch
     }.items():
         assert refused(more) == message
     # As another version of the package may have it.
-    monkeypatch.setattr(main, "released", lambda *args: optax.adam(1e-3))
+    other = replace(optimizers.OPTIMIZERS["sgd"], make=lambda *args: optax.adam(1e-3))
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "sgd", other)
     assert main.main(flags) == 1
     said = capsys.readouterr().err
     assert "all flags are the same, but opt_state.0.count is not there and int32[] here" in said
@@ -438,7 +440,7 @@ def error_line(flags, capsys):
         ("--lookahead 0_0.8", "--lookahead: must be a whole number, at least 1, got '0'"),
         ("--lookahead 5_1.8", "--lookahead: must be more than 0 and at most 1, got '1.8'"),
         ("--slr 5_-1", "--slr: must be 0 or more, got '-1'"),
-        ("--optim Adagrad", "--optim: must be one of SGD, Adam"),
+        ("--optim Adagrad", "--optim: must be one of sgd, adam"),
         ("--network ResNet-19", "--network: must be one of resnet"),
         ("--dataset CIFAR-11", "--dataset: must be one of digits"),
         ("--milestones 0.5,2", "--milestones: must be growing fractions below 1, or growing"),

@@ -13,8 +13,10 @@ import optax
 import pytest
 import sequential
 import sharpness
-from experiments.optimizers import NAMED, minimizers
+from experiments.optimizers import OPTIMIZERS
 from experiments.running import trained
+from experiments.running.trained import NAMED
+from experiments.schedules import Stages
 from experiments.studies.sequential import split_classes
 from experiments.training import devices, init_weights, train
 
@@ -37,7 +39,7 @@ def runs_of(program, *flags):
     ("program", "optimizer", "flags", "gradients", "key", "form"),
     [
         (sharpness, "sam", "--examples 50 --iterations 5", 36, "eigenvalue", ".3g"),
-        (noisy_weights, "slrla", "--sizes 0,3 --draws 2", 18, "accuracy_3", ".2f"),
+        (noisy_weights, "slrla_released", "--sizes 0,3 --draws 2", 18, "accuracy_3", ".2f"),
         (sequential, "sgd", "", 30, "average_accuracy", ".2f"),
     ],
 )
@@ -108,7 +110,7 @@ def test_the_sharpness_is_that_of_the_explicit_hessian(monkeypatch):
 
 def test_a_task_goes_on_from_the_weights_of_the_last():
     parser = sequential.make_parser()
-    flags = "--network softmax --epochs 2 --optimizers slrla --batch_size 20"
+    flags = "--network softmax --epochs 2 --optimizers slrla_released --batch_size 20"
     args = parser.parse_args(flags.split())
     dataset = trained.dataset_of(args, parser)
     tasks = sequential.of_one_size(split_classes(dataset))
@@ -117,7 +119,7 @@ def test_a_task_goes_on_from_the_weights_of_the_last():
     assert {task.dataset.train_size for task in tasks} == {min(sizes)}
     assert len({task.dataset.test_size for task in tasks}) == 1
 
-    run = sequential.runs_of(args, parser, tasks)["slrla"]
+    run = sequential.runs_of(args, parser, tasks)["slrla_released"]
     learner = sequential.Learner(tasks[:2], sequential.logits_of(run.model))
     matrix = learner.measure(run, 0, ignore)["matrix"]
     first, second = (replace(run, dataset=task.dataset) for task in tasks[:2])
@@ -157,7 +159,7 @@ def test_equal_gradients():
 @pytest.mark.parametrize("name", NAMED)
 def test_each_optimizer_by_name(name):
     """It goes down as its learning rate says, and takes as many gradients as it says."""
-    optimizer, asked = NAMED[name], 0
+    optimizer, config, asked = OPTIMIZERS[name], NAMED[name], 0
     grad = jax.grad(lambda p: jnp.sum((p["kernel"] - 1) ** 2))
 
     def grad_fn(params, _):
@@ -167,8 +169,8 @@ def test_each_optimizer_by_name(name):
 
     ways = []
     for factor in (1.0, 1e-3):
-        rate = factor * optimizer.learning_rate
-        tx = optax.with_extra_args_support(optimizer.make(optax.constant_schedule(rate)))
+        stages = Stages((factor * config.learning_rate,), (100,))
+        tx = optax.with_extra_args_support(optimizer.make(config, stages))
         params, asked = {"kernel": jnp.full((2, 2), 3.0)}, 0
         state = tx.init(params)
         for step in range(3):
@@ -176,7 +178,7 @@ def test_each_optimizer_by_name(name):
                 grad(params), state, params, value=jnp.float32(1), grad_fn=grad_fn
             )
             params = optax.apply_updates(params, updates)
-            assert asked == (step + 1) * (optimizer.gradients - 1)
+            assert asked == (step + 1) * (optimizer.gradients(config) - 1)
         if optimizer.slow_params is not None:
             params = optimizer.slow_params(state, params)
         ways.append(3 - float(params["kernel"][0, 0]))
@@ -185,18 +187,6 @@ def test_each_optimizer_by_name(name):
         assert abs(ways[1]) < ways[0] / 10
     else:  # The first sync is after five steps.
         assert ways == [0, 0]
-
-
-def test_the_minimizers_by_name_are_those_of_the_command_line():
-    gradients = {
-        "sam": "SAM",
-        "asam": "ASAM",
-        "lookbehind_sam": "Lookbehind_SAM",
-        "lookbehind_asam": "Lookbehind_ASAM",
-    }
-    for name, minimizer in gradients.items():
-        assert NAMED[name].gradients == 1 + minimizers.ascent_steps(minimizer, k=2)
-    assert minimizers.ascent_steps("SGD", k=2) == 0
 
 
 @pytest.mark.parametrize(

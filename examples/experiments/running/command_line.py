@@ -4,22 +4,23 @@ import argparse
 import functools
 import shlex
 import sys
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from rich.console import Console
 
 from experiments import data
 from experiments import models as networks
+from experiments.config import Config
 from experiments.data import DataError, Dataset, Stream
+from experiments.optimizers import OPTIMIZERS
 from experiments.running import flags
 from experiments.running.launch import Job, LaunchError, launch
+from experiments.schedules import Stages
 from experiments.training import (
     AXIS,
     PARALLEL,
@@ -217,12 +218,8 @@ def job_of(
     args: argparse.Namespace,
     parser: flags.Parser,
     model: Model,
-    *,
-    tx: optax.GradientTransformation,
-    slow_params: Any,
-    learning_rate: optax.Schedule,
-    stages: Sequence[tuple[float, int]],
-    gradients_per_step: int = 1,
+    config: Config,
+    stages: Stages,
 ) -> Job:
     """The job: the optimizer's part, and what the common flags say.
 
@@ -230,30 +227,28 @@ def job_of(
       args: the flags.
       parser: their parser.
       model: the network.
-      tx: the optimizer.
-      slow_params: reads the slow weights from optimizer state and params; None without any.
-      learning_rate: of a 0-based optimizer step.
-      stages: learning rate of each stage, and the step at which it ends; the last ends the run
-        (and goes on where that is extended).
-      gradients_per_step: how many the optimizer takes.
+      config: has the optimizer, and how it is set.
+      stages: those of the run, of which the last goes on where the run is extended.
     """
+    optimizer = OPTIMIZERS[config.optimizer]
+    gradients_per_step = optimizer.gradients(config)
+    ends = stages.ends
     more = args.extend_epochs or 0
     if more:
-        rate, end = stages[-1]
-        end += more * (model.dataset.train_size // args.batch_size)
-        stages = [*stages[:-1], (rate, end)]
+        rate, end = ends[-1]
+        ends[-1] = (rate, end + more * (model.dataset.train_size // args.batch_size))
     name = args.exp_name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     run = Run(
         label=name,
         model=model,
         dataset=model.dataset,
-        tx=tx,
-        slow_params=slow_params,
+        tx=optimizer.make(config, stages),
+        slow_params=optimizer.slow_params,
         epochs=args.epochs + more,
-        steps=stages[-1][1],
+        steps=ends[-1][1],
         batch_size=args.batch_size,
         eval_every=args.eval_every,
-        recalibrate=slow_params is not None and bool(_batch_statistics(model)),
+        recalibrate=optimizer.slow_params is not None and bool(_batch_statistics(model)),
         parallel=args.parallel,
         steps_per_dispatch=steps_per_dispatch(),
         gradients_per_step=gradients_per_step,
@@ -268,13 +263,13 @@ def job_of(
         folder=args.root / name,
         run=run,
         seeds=range(args.seed, args.seed + args.seeds),
-        learning_rate=learning_rate,
-        stages=list(stages),
+        learning_rate=stages.schedule,
+        stages=ends,
         settings={
             "command": shlex.join([Path(sys.executable).name, *sys.argv]),
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "flags": values,
-            "stages": [{"learning_rate": rate, "last_step": end} for rate, end in stages],
+            "stages": [{"learning_rate": rate, "last_step": end} for rate, end in ends],
             "gradients_per_run": run.steps * gradients_per_step,
         },
         fingerprint={n: v for n, v in values.items() if n not in NOT_IN_THE_RESULT},

@@ -1,6 +1,6 @@
 """Trained weights to look at: what `sharpness.py`, `noisy_weights.py`, `sequential.py` share.
 
-They train a small network with several optimizers of `optimizers.NAMED`, from the same initial
+They train a small network with several optimizers of `NAMED`, from the same initial
 weights and on the same batches, for several seeds, measure something of the weights, and leave
 `table.txt`, a PNG, `results.json` and `settings.json` in a folder under `runs/`.
 """
@@ -11,6 +11,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +22,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from experiments import data
 from experiments import models as networks
+from experiments.config import Config
 from experiments.data import DataError, Dataset, Stream
-from experiments.optimizers import NAMED, quarters
+from experiments.optimizers import OPTIMIZERS
 from experiments.reporting import measures, report
 from experiments.reporting.measures import Measure
 from experiments.running import flags
+from experiments.schedules import stages_of, with_milestones_that_fit
 from experiments.training import Diverged, Model, Run, State, train
 
 Tree = Any
@@ -35,6 +38,31 @@ OnStep = Callable[[int, float], None]
 Measuring = Callable[[Run, int, OnStep], Record]
 # Makes the pictures, of records and labels, with a title, in a folder.
 Drawing = Callable[[Sequence[Record], Mapping[str, str], str, Path], None]
+
+# The recipe of Lookbehind's paper, and what differs in it for an optimizer: a learning rate with
+# which it learns the digits.
+BASE = Config(
+    milestones=(0.25, 0.5, 0.75),
+    stages_in="steps",
+    decay=0.1,
+    weight_decay=5e-4,
+    slow_step_size="adaptive",
+)
+NAMED = {
+    "sgd": BASE,
+    "lookahead": replace(BASE, slow_step_size=0.8),
+    "multilayer_lookahead": replace(BASE, slow_step_size=0.8),
+    "slrla_released": replace(BASE, slow_step_size=0.8, beta=0.4),
+    "sam": BASE,
+    "asam": BASE,
+    "lookbehind_sam": BASE,
+    "lookbehind_asam": BASE,
+    "adaloss": replace(BASE, learning_rate=0.5),
+    "adagrad_norm": replace(BASE, learning_rate=0.5),
+    "adam": replace(BASE, learning_rate=1e-2),
+    "adabound": replace(BASE, learning_rate=1e-2),
+}
+NAMED = {name: replace(config, optimizer=name) for name, config in NAMED.items()}
 
 DEFAULT = "sgd,sam,lookbehind_sam,asam,lookbehind_asam"
 # Of a large data set so many examples are enough to measure on.
@@ -135,28 +163,29 @@ def runs_of(args: argparse.Namespace, parser: flags.Parser, dataset: Dataset) ->
         parser.error(f"--batch_size: there are only {dataset.train_size} training images")
     runs = {}
     for name in args.optimizers:
-        optimizer = NAMED[name]
-        divisor = optimizer.gradients if args.equal == "gradients" else 1
+        optimizer, config = OPTIMIZERS[name], NAMED[name]
+        gradients = optimizer.gradients(config)
+        divisor = gradients if args.equal == "gradients" else 1
         steps = args.epochs * per_epoch // divisor
         if steps == 0:
             parser.error(
                 f"--epochs: {args.epochs} with {per_epoch} batches each are too few for one step "
                 f"of {optimizer.label}, which takes {divisor} gradients"
             )
-        schedule, _ = quarters(optimizer.learning_rate, steps)
+        config = with_milestones_that_fit(config, steps, per_epoch)
         epochs = -(-steps // per_epoch)
         runs[name] = Run(
             label=optimizer.label,
             model=model,
             dataset=dataset,
-            tx=optimizer.make(schedule),
+            tx=optimizer.make(config, stages_of(config, steps, per_epoch)),
             slow_params=optimizer.slow_params,
             epochs=epochs,
             steps=steps,
             batch_size=args.batch_size,
             eval_every=epochs,
             devices=jax.devices()[:1],
-            gradients_per_step=optimizer.gradients,
+            gradients_per_step=gradients,
         )
     return runs
 
