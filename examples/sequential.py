@@ -66,10 +66,9 @@ class Told(nnx.Module):
         make: Callable[..., nnx.Module],
         classes: int,
         *,
-        axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
-        self.network = make(axis_name=axis_name, rngs=rngs)
+        self.network = make(rngs=rngs)
         self.among = nnx.Variable(jnp.zeros(classes))
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:

@@ -214,7 +214,7 @@ def test_every_inner_optimizer_decays_weights(optimizer):
 
 def test_a_run_leaves_its_settings_and_goes_on(here, capsys):
     flags = f"{SMALL} --lookahead 5_0.8 --slr 5_0.2 --train_batch_size 200 --exp_name mine"
-    flags += " --bf16 --parallel pmap --seeds 2 --tensorboard --train_images 400"
+    flags += " --bf16 --seeds 2 --tensorboard --train_images 400"
     assert main.main(flags.split()) == 0
     folder = here / "runs/mine"
     assert {path.name for path in folder.iterdir()} == {

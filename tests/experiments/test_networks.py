@@ -2,8 +2,7 @@
 
 import json
 import re
-from functools import cache, partial
-from operator import itemgetter
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -248,36 +247,17 @@ def test_dropout_draws_anew_in_each_step():
     assert untouched["dropout1"]["rngs"]["count"] == 0
 
 
-def test_normalisation_is_over_all_devices():
-    x = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 1)).astype(np.float32)
-
-    def call(axis_name, x):
-        model = nnx.eval_shape(
-            lambda: networks.SmallVGG((4, 4, 1), 2, widths=(4,), axis_name=axis_name, rngs=rngs())
-        )
-        model = nnx.merge(*filled(*nnx.split(model)))
-        return model(x, train=True), nnx.as_pure(nnx.state(model, nnx.BatchStat))
-
-    whole, stats = jax.jit(partial(call, None))(x.reshape(6, 4, 4, 1))
-    parts, part_stats = jax.jit(jax.vmap(partial(call, "devices"), axis_name="devices"))(x)
-    np.testing.assert_allclose(parts.reshape(6, 2), whole, atol=1e-5)
-    for part in (0, 1):
-        mine = jax.tree.map(itemgetter(part), part_stats)
-        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), mine, stats)
-
-
 @pytest.mark.parametrize("name", [name for name in KINDS if name in NORMALISED])
-def test_every_normalisation_has_the_axis(name):
-    graph, params, rest = abstract(name, axis_name="devices")
+def test_every_normalisation_is_that_of_the_papers(name):
+    graph, params, rest = abstract(name)
     model = nnx.merge(graph, params, rest)
     norms = [module for _, module in nnx.iter_modules(model) if isinstance(module, nnx.BatchNorm)]
     assert len(norms) > 2
-    assert {norm.axis_name for norm in norms} == {"devices"}
     assert {(norm.momentum, norm.epsilon) for norm in norms} == {(0.9, 1e-5)}
 
 
 def test_normalisation_in_bfloat16_has_float32_statistics():
-    norm = BatchNorm(1, dtype=jnp.bfloat16, axis_name=None, rngs=rngs())
+    norm = BatchNorm(1, dtype=jnp.bfloat16, rngs=rngs())
     norm.mean[...] = jnp.array([256.5])  # bfloat16 has 256 and 258.
     y = norm(jnp.array([[258.0]], jnp.bfloat16), train=False)
     assert y.dtype == jnp.bfloat16

@@ -39,8 +39,8 @@ def small():
 class Dropped(nnx.Module):
     """A linear layer behind batch normalisation and dropout: all that a state can have."""
 
-    def __init__(self, image_shape, classes, *, dtype=None, axis_name=None, rngs):
-        self.norm = nnx.BatchNorm(image_shape[-1], momentum=0.9, axis_name=axis_name, rngs=rngs)
+    def __init__(self, image_shape, classes, *, dtype=None, rngs):
+        self.norm = nnx.BatchNorm(image_shape[-1], momentum=0.9, rngs=rngs)
         self.dropout = nnx.Dropout(0.2, rngs=rngs)
         self.head = nnx.Linear(int(np.prod(image_shape)), classes, dtype=dtype, rngs=rngs)
 
@@ -49,11 +49,9 @@ class Dropped(nnx.Module):
         return self.head(self.dropout(x.reshape(len(x), -1), deterministic=not train))
 
 
-def make_run(dataset, network=Dropped, *, one_device=True, tx=None, axis_name=None, **settings):
+def make_run(dataset, network=Dropped, *, one_device=True, tx=None, **settings):
     make = functools.partial(network, dataset.image_shape, dataset.classes)
-    model = training.Model(
-        make, dataset, augmented=settings.pop("augmented", False), axis_name=axis_name
-    )
+    model = training.Model(make, dataset, augmented=settings.pop("augmented", False))
     if one_device:
         settings["devices"] = jax.devices()[:1]
     return training.Run(
@@ -117,18 +115,15 @@ def test_several_steps_in_one_call_are_the_same_steps(small):
 
 def test_a_step_takes_the_place_of_the_state_before(small):
     run = make_run(small, networks.SoftmaxRegression)
-    compiled = devices.compile_steps(
-        run.model, run.tx, tuple(run.devices), parallel="jit", together=False
-    )
+    compiled = devices.compile_steps(run.model, run.tx, tuple(run.devices), together=False)
     pool = compiled.put_pool((small.train_images, small.train_labels))
     before = compiled.put_state(training.init_state(run.model, run.tx, 0))
     compiled.train(pool, before, compiled.put_batches(np.arange(8)[None, None]))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
 
 
-@pytest.mark.parametrize("parallel", ["jit", "pmap"])
-def test_eight_devices_give_the_run_of_one(small, parallel):
-    """Batch normalisation over the global batch; no dropout, which draws for each device."""
+def test_eight_devices_give_the_run_of_one(small):
+    """Batch normalisation over the global batch, recalibration and all."""
 
     def network(*args, **options):
         layer = Dropped(*args, **options)
@@ -140,30 +135,10 @@ def test_eight_devices_give_the_run_of_one(small, parallel):
         small,
         network,
         one_device=False,
-        parallel=parallel,
-        axis_name=devices.AXIS if parallel == "pmap" else None,
         recalibrate=True,
     )
     assert len(shared.devices) == 8
     assert_close_records(alone, records(shared))
-
-
-def test_under_pmap_each_device_has_masks_of_its_own(small):
-    run = make_run(small, one_device=False, parallel="pmap", axis_name=devices.AXIS)
-    compiled = devices.compile_steps(
-        run.model, run.tx, tuple(run.devices), parallel="pmap", together=False
-    )
-
-    def mask_sums(state, ones):
-        stats = jax.tree.map(
-            lambda x: steps._own(run.model, x) if steps._is_key(x) else x, state.stats
-        )
-        network = nnx.merge(run.model.graph, state.params, stats, copy=True)
-        return network.dropout(ones, deterministic=False)
-
-    state = compiled.put_state(training.init_state(run.model, run.tx, 0))
-    masks = jax.pmap(mask_sums, devices.AXIS)(state, jnp.ones((8, 1, 64)))
-    assert len({tuple(mask.ravel()) for mask in np.asarray(masks)}) == 8
 
 
 def test_the_optimizer_gets_loss_and_further_gradients(small):
@@ -231,9 +206,7 @@ def test_evaluation_may_be_rarer(small):
 
 def test_recalibrated_statistics_are_means_over_batches(small):
     run = make_run(small)
-    compiled = devices.compile_steps(
-        run.model, run.tx, tuple(run.devices), parallel="jit", together=False
-    )
+    compiled = devices.compile_steps(run.model, run.tx, tuple(run.devices), together=False)
     state = training.init_state(run.model, run.tx, 0)
     pool = compiled.put_pool((small.train_images, small.train_labels))
     batches = [np.arange(8), np.arange(8, 16), np.arange(3, 11)]
@@ -341,7 +314,7 @@ def test_an_extended_run_is_one_that_was_longer_from_the_start(small, tmp_path, 
 
 
 def test_another_number_of_devices_may_go_on(small, tmp_path):
-    run = make_run(small, networks.SoftmaxRegression, parallel="pmap", axis_name=devices.AXIS)
+    run = make_run(small, networks.SoftmaxRegression, one_device=False)
     want = records(run)
     checkpoints = Checkpoints(tmp_path, {})
     epochs = training.train(run, (0,), checkpoints=checkpoints)

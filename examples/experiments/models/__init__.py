@@ -2,11 +2,11 @@
 
 A constructor is called as
 
-    make(image_shape, classes, dtype=None, axis_name=None, rngs=nnx.Rngs(0))
+    make(image_shape, classes, dtype=None, rngs=nnx.Rngs(0))
 
 with the shape (height, width, channels) of an image. Convolutions and hidden layers compute
 in `dtype` (None is float32); params, batch normalisation and logits are float32 in any case.
-`axis_name` is the axis over which batch normalisation takes its means, if under `pmap`. The
+The
 model is then called as `model(images, train=False)` with float32 images of shape (batch,
 height, width, channels), and returns logits of shape (batch, classes).
 
@@ -15,7 +15,7 @@ one), and its random state is, like the running statistics, in what `nnx.split(m
 nnx.Param, ...)` returns last. Without `train` nothing is dropped.
 
 The ResNets have two forms, for images of 64 pixels and more the ImageNet one; see
-`networks.resnet`. The VGGs need 32 pixels.
+`models.resnet`. The VGGs need 32 pixels.
 """
 
 from collections.abc import Callable

@@ -66,7 +66,6 @@ class BatchNorm(nnx.BatchNorm):
         features: int,
         *,
         dtype: DTypeLike | None,
-        axis_name: str | None,
         rngs: nnx.Rngs,
     ):
         super().__init__(
@@ -74,7 +73,6 @@ class BatchNorm(nnx.BatchNorm):
             momentum=BATCH_NORM_MOMENTUM,
             epsilon=BATCH_NORM_EPSILON,
             dtype=jnp.float32,
-            axis_name=axis_name,
             rngs=rngs,
         )
         self.compute_dtype = dtype

@@ -41,12 +41,11 @@ class ResidualNetwork(nnx.Module):
         depths: Sequence[int],
         *,
         dtype: DTypeLike | None = None,
-        axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
         layers = {
             "conv": partial(conv, dtype=dtype, rngs=rngs),
-            "norm": partial(BatchNorm, dtype=dtype, axis_name=axis_name, rngs=rngs),
+            "norm": partial(BatchNorm, dtype=dtype, rngs=rngs),
         }
         height, width, channels = image_shape
         self.pools = min(height, width) >= LARGE_IMAGE

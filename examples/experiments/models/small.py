@@ -23,11 +23,10 @@ class ResidualBlock(nnx.Module):
         stride: int,
         *,
         dtype: DTypeLike | None,
-        axis_name: str | None,
         rngs: nnx.Rngs,
     ):
         conv = partial(_same_conv, dtype=dtype, rngs=rngs)
-        norm = partial(BatchNorm, dtype=dtype, axis_name=axis_name, rngs=rngs)
+        norm = partial(BatchNorm, dtype=dtype, rngs=rngs)
         self.conv1 = conv(inputs, outputs, 3, stride)
         self.norm1 = norm(outputs)
         self.conv2 = conv(outputs, outputs, 3)
@@ -55,20 +54,18 @@ class ResNet(nnx.Module):
         classes: int,
         *,
         dtype: DTypeLike | None = None,
-        axis_name: str | None = None,
         rngs: nnx.Rngs,
         widths: Sequence[int] = (16, 32),
         stride: int = 1,
     ):
         self.conv = _same_conv(image_shape[-1], widths[0], 3, stride, dtype=dtype, rngs=rngs)
-        self.norm = BatchNorm(widths[0], dtype=dtype, axis_name=axis_name, rngs=rngs)
+        self.norm = BatchNorm(widths[0], dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
             ResidualBlock(
                 inputs,
                 outputs,
                 stride=1 if n == 0 else 2,
                 dtype=dtype,
-                axis_name=axis_name,
                 rngs=rngs,
             )
             for n, (inputs, outputs) in enumerate(zip((widths[0], *widths), widths, strict=False))
@@ -97,7 +94,6 @@ class SmallVGG(nnx.Module):
         classes: int,
         *,
         dtype: DTypeLike | None = None,
-        axis_name: str | None = None,
         rngs: nnx.Rngs,
         widths: Sequence[int] = (16, 32),
         depths: Sequence[int] | None = None,
@@ -107,7 +103,7 @@ class SmallVGG(nnx.Module):
             widths,
             depths or [2] * len(widths),
             conv=partial(conv, dtype=dtype, rngs=rngs),
-            norm=partial(BatchNorm, dtype=dtype, axis_name=axis_name, rngs=rngs),
+            norm=partial(BatchNorm, dtype=dtype, rngs=rngs),
         )
         self.head = head(widths[-1], classes, rngs=rngs)
 
@@ -125,10 +121,9 @@ class SoftmaxRegression(nnx.Module):
         classes: int,
         *,
         dtype: DTypeLike | None = None,
-        axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
-        del dtype, axis_name
+        del dtype
         self.head = nnx.Linear(math.prod(image_shape), classes, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

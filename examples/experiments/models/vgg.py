@@ -38,12 +38,10 @@ class VGG(nnx.Module):
         depths: Sequence[int],
         *,
         dtype: DTypeLike | None = None,
-        axis_name: str | None = None,
         rngs: nnx.Rngs,
         widths: Sequence[int] = WIDTHS,
         hidden: int = 4096,
     ):
-        del axis_name  # Nothing is normalised over devices.
         linear = partial(nnx.Linear, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
         self.features = Features(
             image_shape, widths, depths, conv=partial(conv, dtype=dtype, rngs=rngs, use_bias=True)
@@ -77,7 +75,6 @@ class CompactVGG(nnx.Module):
         depths: Sequence[int],
         *,
         dtype: DTypeLike | None = None,
-        axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
         self.features = Features(
@@ -85,7 +82,7 @@ class CompactVGG(nnx.Module):
             WIDTHS,
             depths,
             conv=partial(conv, dtype=dtype, rngs=rngs, use_bias=True),
-            norm=partial(BatchNorm, dtype=dtype, axis_name=axis_name, rngs=rngs),
+            norm=partial(BatchNorm, dtype=dtype, rngs=rngs),
         )
         self.head = head(WIDTHS[-1], classes, rngs=rngs)
 

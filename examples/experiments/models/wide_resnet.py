@@ -31,12 +31,11 @@ class WideResNet(nnx.Module):
         depth: int,
         widening: int,
         dtype: DTypeLike | None = None,
-        axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
         layers = {
             "conv": partial(conv, dtype=dtype, rngs=rngs),
-            "norm": partial(BatchNorm, dtype=dtype, axis_name=axis_name, rngs=rngs),
+            "norm": partial(BatchNorm, dtype=dtype, rngs=rngs),
         }
         self.conv = layers["conv"](image_shape[-1], 16, 3)
         blocks = []

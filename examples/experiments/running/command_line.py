@@ -22,8 +22,6 @@ from experiments.running import flags
 from experiments.running.launch import Job, LaunchError, launch
 from experiments.schedules import Stages
 from experiments.training import (
-    AXIS,
-    PARALLEL,
     CheckpointError,
     Diverged,
     Model,
@@ -126,12 +124,6 @@ def add_flags(
         "TPU (default: 1)",
     )
     add(
-        "--parallel",
-        choices=PARALLEL,
-        default="jit",
-        help="how several devices share a batch (default: %(default)s)",
-    )
-    add(
         "--batch_norm",
         choices=("running", "recalibrated"),
         default="running",
@@ -188,8 +180,6 @@ def dataset_of(args: argparse.Namespace, parser: flags.Parser) -> Dataset | Stre
         )
     if args.batch_size % jax.device_count():
         parser.error(f"batch size {args.batch_size}: {jax.device_count()} devices cannot share it")
-    if args.parallel == "pmap" and args.seeds > 1 and seeds_together_are_faster():
-        parser.error(f"--seeds {args.seeds}: seeds are trained together, which pmap does not")
     return dataset
 
 
@@ -205,7 +195,6 @@ def model_of(args: argparse.Namespace, parser: flags.Parser, dataset: Dataset | 
         dataset=dataset,
         input_norm=args.input_norm,
         augmented=dataset.name in AUGMENTED,
-        axis_name=AXIS if args.parallel == "pmap" else None,
     )
     try:
         _ = model.graph
@@ -249,7 +238,6 @@ def job_of(
         batch_size=args.batch_size,
         eval_every=args.eval_every,
         recalibrate=optimizer.slow_params is not None and bool(_batch_statistics(model)),
-        parallel=args.parallel,
         steps_per_dispatch=steps_per_dispatch(),
         gradients_per_step=gradients_per_step,
         more_epochs=more,

@@ -9,8 +9,6 @@
 
 from experiments.training.checkpoints import CheckpointError, Checkpoints, OtherRun, differences
 from experiments.training.devices import (
-    AXIS,
-    PARALLEL,
     seeds_together_are_faster,
     steps_per_dispatch,
 )
@@ -18,8 +16,6 @@ from experiments.training.loop import Diverged, Epoch, Run, Stop, Stopped, flops
 from experiments.training.steps import Model, State, eval_step, init_state, init_weights, loss_fn
 
 __all__ = [
-    "AXIS",
-    "PARALLEL",
     "CheckpointError",
     "Checkpoints",
     "Diverged",

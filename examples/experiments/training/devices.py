@@ -1,14 +1,12 @@
 """The steps compiled for the devices there are.
 
-Two ways to share a batch among devices: `jit` over a mesh, where the compiler splits the work
-and batch normalisation sees the whole batch by itself, and `pmap`, where every device has its
-part and gradients are averaged by name. On one device `jit` is plain `jax.jit`. Several seeds
-may be trained together, with a leading axis in all that belongs to a seed.
+Devices share a batch by `jax.jit` over a mesh: the compiler splits the work, and batch
+normalisation sees the whole batch. Several seeds may be trained together, with a leading axis
+in all that belongs to a seed.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +28,6 @@ from experiments.training.steps import (
 )
 
 AXIS = "devices"
-PARALLEL = ("jit", "pmap")
 
 
 class Steps(NamedTuple):
@@ -46,7 +43,6 @@ class Steps(NamedTuple):
       put_batches: batches with leading axes (seed, step, example) as `train` takes them.
       put_batch: one batch, or what belongs to it, with a leading axis of examples.
       get_sums: what `evaluate` returns as sums over all devices, with an axis of seeds.
-      get_state: a state (or part of one) without the replicas of pmap.
     """
 
     count: int
@@ -58,7 +54,6 @@ class Steps(NamedTuple):
     put_batches: Callable[[Batch], Batch]
     put_batch: Callable[[Batch], Batch]
     get_sums: Callable[[Tree], Any]
-    get_state: Callable[[Tree], Tree]
 
 
 def seeds_together_are_faster() -> bool:
@@ -93,10 +88,9 @@ def flops_per_step(
     Returns:
       A number, or None where XLA has none.
     """
-    alone = dataclasses.replace(model, axis_name=None)
-    state = jax.eval_shape(lambda: init_state(alone, tx, 0))
+    state = jax.eval_shape(lambda: init_state(model, tx, 0))
     batches = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), batch)
-    cost = jax.jit(functools.partial(train_steps, alone, tx)).lower(pool, state, batches)
+    cost = jax.jit(functools.partial(train_steps, model, tx)).lower(pool, state, batches)
     return (cost.cost_analysis() or {}).get("flops")
 
 
@@ -106,27 +100,15 @@ def compile_steps(
     tx: optax.GradientTransformation,
     devices: tuple[jax.Device, ...],
     *,
-    parallel: str,
     together: bool,
 ) -> Steps:
-    """The steps for some devices, which share a batch as `parallel` says."""
-    if parallel == "pmap":
-        return _pmapped(model, tx, devices)
-    return _sharded(model, tx, devices, together)
-
-
-def _sharded(
-    model: Model,
-    tx: optax.GradientTransformation,
-    devices: Sequence[jax.Device],
-    together: bool,
-) -> Steps:
+    """The steps for some devices, which share each batch."""
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     everywhere = NamedSharding(mesh, P())
     train = functools.partial(train_steps, model, tx)
     if together:
         train = jax.vmap(train, in_axes=(None, 0, 0))
-    evaluate, statistics = _sharded_evaluation(model, together)
+    evaluate, statistics = _evaluation(model, together)
 
     def put_batches(batches: Batch) -> Batch:
         spec = P(None, None, AXIS) if together else P(None, AXIS)
@@ -143,54 +125,14 @@ def _sharded(
         put_batches=put_batches,
         put_batch=lambda batch: jax.device_put(batch, NamedSharding(mesh, P(AXIS))),
         get_sums=lambda sums: jax.tree.map(np.atleast_1d, jax.device_get(sums)),
-        get_state=lambda state: state,
     )
 
 
 @functools.cache  # The optimizers of one comparison share a model, and then these.
-def _sharded_evaluation(model: Model, together: bool) -> tuple[Callable[..., Any], ...]:
+def _evaluation(model: Model, together: bool) -> tuple[Callable[..., Any], ...]:
     evaluate = functools.partial(eval_step, model)
     statistics = functools.partial(statistics_step, model)
     if together:
         evaluate = jax.vmap(evaluate, in_axes=(None, 0, 0, None, None))
         statistics = jax.vmap(statistics, in_axes=(None, 0, 0, None, None))
     return jax.jit(evaluate), jax.jit(statistics)
-
-
-def _pmapped(
-    model: Model, tx: optax.GradientTransformation, devices: Sequence[jax.Device]
-) -> Steps:
-    def pmap(step: Callable[..., Any], in_axes: tuple[int | None, ...], **options: Any) -> Any:
-        bound = functools.partial(step, model)
-        return jax.pmap(bound, AXIS, in_axes=in_axes, devices=devices, **options)
-
-    def replicate(tree: Tree) -> Tree:
-        mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
-        stacked = jax.tree.map(lambda x: jax.numpy.stack([x] * len(devices)), tree)
-        return jax.device_put(stacked, NamedSharding(mesh, P(AXIS)))
-
-    def split(x: np.ndarray, axis: int) -> np.ndarray:
-        """The examples, along an axis, in a part for each device, along the first."""
-        shape = (*x.shape[:axis], len(devices), x.shape[axis] // len(devices), *x.shape[axis + 1 :])
-        return np.moveaxis(x.reshape(shape), axis, 0)
-
-    return Steps(
-        count=len(devices),
-        train=jax.pmap(
-            functools.partial(train_steps, model, tx),
-            AXIS,
-            in_axes=(0, 0, 0),
-            donate_argnums=1,
-            devices=devices,
-        ),
-        evaluate=pmap(eval_step, (0, 0, 0, 0, 0)),
-        statistics=pmap(statistics_step, (0, 0, 0, 0, None)),
-        put_state=replicate,
-        put_pool=replicate,
-        put_batches=lambda batches: jax.tree.map(lambda x: split(x[0], 1), batches),
-        put_batch=lambda batch: jax.tree.map(lambda x: split(np.asarray(x), 0), batch),
-        get_sums=lambda sums: jax.tree.map(
-            lambda x: np.sum(x, axis=0, keepdims=True), jax.device_get(sums)
-        ),
-        get_state=lambda state: jax.tree.map(lambda x: x[0], state),
-    )

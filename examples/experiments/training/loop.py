@@ -52,8 +52,7 @@ class Run:
       batch_size: examples in a batch, over all devices.
       eval_every: epochs between two evaluations; the first and the last epoch always have one.
       recalibrate: whether the slow weights are evaluated with statistics of their own besides.
-      parallel: how devices share a batch; one of `devices.PARALLEL`.
-      devices: which do; all there are unless others are given.
+      devices: that share a batch; all there are unless others are given.
       steps_per_dispatch: how many steps are compiled into one call.
       gradients_per_step: how many gradients a step takes, for the records.
       more_epochs: the last ones of the epochs, by which a finished run was extended. Each has the
@@ -70,7 +69,6 @@ class Run:
     batch_size: int
     eval_every: int = 1
     recalibrate: bool = False
-    parallel: str = "jit"
     devices: Sequence[jax.Device] = field(default_factory=jax.devices)
     steps_per_dispatch: int = 1
     gradients_per_step: int = 1
@@ -161,9 +159,7 @@ def train(
       CheckpointError: if a checkpoint cannot be read or written.
     """
     together = len(seeds) > 1
-    steps = devices.compile_steps(
-        run.model, run.tx, tuple(run.devices), parallel=run.parallel, together=together
-    )
+    steps = devices.compile_steps(run.model, run.tx, tuple(run.devices), together=together)
     pools = _pools(run.dataset, steps.put_pool)
     initial = _together([start(run.model, run.tx, seed) for seed in seeds])
     records: list[Record] = []
@@ -180,7 +176,7 @@ def train(
         """Looks at the losses of all but the last `lag` steps."""
         while len(pending) > lag:
             step, loss = pending.popleft()
-            value = float(np.mean(steps.get_state(loss)))
+            value = float(np.mean(loss))
             if not math.isfinite(value):
                 raise Diverged(_diverged(run, seeds, step, checkpoints))
             on_step(step, value)
@@ -188,7 +184,7 @@ def train(
     def save() -> None:
         if checkpoints is not None:
             look(0)
-            checkpoints.save(done, steps.get_state(state), records)
+            checkpoints.save(done, state, records)
 
     def leave_if_asked() -> None:
         if stop is not None and stop.requested:
@@ -239,7 +235,7 @@ def train(
             )
         if epoch > 0:
             taken = end - run.end_of(epoch - 1)
-            sums = jax.device_get(steps.get_state((state.loss, state.correct)))
+            sums = jax.device_get((state.loss, state.correct))
             measured["batch_loss"], measured["batch_accuracy"] = (
                 np.atleast_1d(total) / taken for total in sums
             )
@@ -268,7 +264,7 @@ def train(
             leave_if_asked()
     if checkpoints is not None:
         checkpoints.wait()
-    on_end(steps.get_state(state))
+    on_end(state)
 
 
 def _together(states: Sequence[State]) -> State:

@@ -31,18 +31,16 @@ class Model:
     """A network without its weights, and what becomes of an image before it sees it.
 
     Attributes:
-      make: the network's constructor, with all but `rngs` and `axis_name` given.
+      make: the network's constructor, with all but `rngs` given.
       dataset: knows how to standardise its images.
       input_norm: whether images are standardised channel by channel, or only scaled to [0, 1].
       augmented: whether training images are cropped and flipped at random.
-      axis_name: the axis over devices under pmap, else None.
     """
 
     make: Callable[..., nnx.Module]
     dataset: Dataset | Stream
     input_norm: bool = True
     augmented: bool = False
-    axis_name: str | None = None
 
     @functools.cached_property
     def graph(self) -> nnx.GraphDef:
@@ -77,7 +75,7 @@ class Model:
         return self.dataset.standardise(images, self.input_norm), labels
 
     def _abstract(self) -> nnx.Module:
-        return nnx.eval_shape(lambda: self.make(rngs=nnx.Rngs(0), axis_name=self.axis_name))
+        return nnx.eval_shape(lambda: self.make(rngs=nnx.Rngs(0)))
 
 
 class State(NamedTuple):
@@ -147,18 +145,16 @@ def train_step(
     The optimizer may ask for the loss (`value=`, as AdaLoss does) and for further gradients on
     the same batch (`grad_fn=`, as SAM and Lookbehind do). Those leave the statistics alone.
     """
-    key = _own(model, jax.random.fold_in(state.key, state.step))
+    key = jax.random.fold_in(state.key, state.step)
     inputs, labels = model.take(pool, batch, key)
-    stats = jax.tree.map(lambda x: _own(model, x) if _is_key(x) else x, state.stats)
 
     def loss_at(params: Tree) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
-        return loss_fn(params, stats, model, inputs, labels)
+        return loss_fn(params, state.stats, model, inputs, labels)
 
     def grad_fn(params: Tree, _: int | jax.Array = 0) -> Tree:
-        return _mean(model, jax.grad(loss_at, has_aux=True)(params)[0])
+        return jax.grad(loss_at, has_aux=True)(params)[0]
 
     (loss, (moved, correct)), gradients = jax.value_and_grad(loss_at, has_aux=True)(state.params)
-    loss, correct, gradients = _mean(model, (loss, correct, gradients))
     updates, opt_state = optax.with_extra_args_support(tx).update(
         gradients, state.opt_state, state.params, value=loss, grad_fn=grad_fn
     )
@@ -200,21 +196,10 @@ def statistics_step(
     model: Model, pool: Pool, params: Tree, stats: Tree, batch: Batch, number: jax.Array
 ) -> Tree:
     """What a training batch alone would have batch normalisation remember."""
-    inputs, _ = model.take(pool, batch, _own(model, jax.random.key(number)))
+    inputs, _ = model.take(pool, batch, jax.random.key(number))
     network = nnx.merge(model.forgetful_graph, params, stats, copy=True)
     network(inputs, train=True)
     return nnx.as_pure(nnx.state(network, nnx.Not(nnx.Param)))
-
-
-def _mean(model: Model, tree: Tree) -> Tree:
-    return tree if model.axis_name is None else jax.lax.pmean(tree, model.axis_name)
-
-
-def _own(model: Model, key: jax.Array) -> jax.Array:
-    """A key for each device under pmap, where each draws for its own part of the batch."""
-    if model.axis_name is None:
-        return key
-    return jax.random.fold_in(key, jax.lax.axis_index(model.axis_name))
 
 
 def _is_key(x: jax.Array) -> bool:
