@@ -14,7 +14,6 @@ What else runs on the machine makes a round slower, never faster, so the best is
 import argparse
 import functools
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +22,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from experiments.data import Dataset
+from experiments.data.augment import crop_and_flip
 from tables import markdown
 from timing import circumstances, heading
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from data import Dataset
-from data.augment import crop_and_flip
 
 SHAPE = (32, 32, 3)
 PADDING = 4

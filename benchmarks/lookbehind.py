@@ -17,7 +17,6 @@ takes time, a step would take (k + 1)/2k as long: 0.75, 0.60 and 0.55 for k = 2,
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,14 +26,12 @@ import jax
 import numpy as np
 import optax
 from contenders import LEARNING_RATE, MOMENTUM
+from experiments.models import ResNet
 from flax import nnx
 from tables import markdown
 from timing import circumstances, heading, spread, take_turns
 
 import slrla_jax
-
-sys.path.append(str(Path(__file__).parent.parent / "examples"))
-from networks import ResNet
 
 RHO = 0.05
 SLOW_STEP_SIZE = 0.5

@@ -18,15 +18,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import data
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from data import DataError, Dataset
-from optimizers import stage_cycles
-from reporting import ablation_report
-from running import flags
+from experiments import data
+from experiments.config import Config
+from experiments.data import DataError, Dataset
+from experiments.reporting import ablation_report
+from experiments.running import flags
+from experiments.schedules import Stages, stages_of, with_milestones_that_fit
 
 from slrla_jax import Stage, slow_params, slrla
 
@@ -163,7 +164,7 @@ def ablate(
       `train_loss` on those samples, `test_loss` and `test_accuracy` (a fraction) on all test
       images, and `gap`, test minus training loss; each of shape (seeds, settings).
     """
-    cycles = stage_cycles(steps, K, MILESTONES)
+    cycles = [length // K for length in stages_in(steps).lengths]
     chosen = np.stack(
         [np.random.default_rng(s).permutation(dataset.train_size)[:samples] for s in range(seeds)]
     )
@@ -197,6 +198,12 @@ def ablate(
     return jax.device_get(run(pools, np.int32(chosen), np.int32(order)))
 
 
+def stages_in(steps: int) -> Stages:
+    """The stages of a run of so many steps, in whole cycles of K."""
+    config = Config(milestones=MILESTONES, stages_in="steps", whole_cycles=True, sync_period=K)
+    return stages_of(with_milestones_that_fit(config, steps, 1), steps, 1)
+
+
 def make_parser() -> flags.Parser:
     """The command line."""
     parser = flags.Parser(
@@ -218,7 +225,7 @@ def make_parser() -> flags.Parser:
         type=flags.listed(flags.count),
         metavar="LIST",
         help="training images of a seed: one ablation for each number (default: all, and a "
-        "thirtieth of them)",
+        "thirtieth of them, at least a batch)",
     )
     add("--steps", type=flags.count, default=4_680, metavar="N", help="(default: %(default)s)")
     add("--batch_size", type=flags.count, default=128, metavar="N", help="(default: %(default)s)")
@@ -244,17 +251,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--data_path: {error}")
     if not isinstance(dataset, Dataset):
         parser.error(f"--dataset: {args.dataset} is not in memory")
-    sizes = args.samples or (dataset.train_size, dataset.train_size // 30)
+    if args.batch_size > dataset.train_size:
+        parser.error(f"--batch_size: must be at most {dataset.train_size}, got {args.batch_size}")
+    few = max(dataset.train_size // 30, args.batch_size)
+    sizes = args.samples or tuple(dict.fromkeys((dataset.train_size, few)))
     for samples in sizes:
         if not args.batch_size <= samples <= dataset.train_size:
             parser.error(
                 f"--samples: must be from {args.batch_size} (the batch size) to "
                 f"{dataset.train_size}, got {samples}"
             )
-    try:
-        stage_cycles(args.steps, K, MILESTONES)
-    except ValueError as error:
-        parser.error(f"--steps: {error}")
 
     results: dict[str, Any] = {
         "command": shown_command(argv, args.data_path),
@@ -276,7 +282,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             name: np.round(np.float64(value), 5).tolist() for name, value in values.items()
         }
     ablation_report.write(args.results, results)
-    print(f"\n{(args.results / 'table.md').read_text()}\nAll of it is in {args.results.resolve()}")
+    table = (args.results / "table.md").read_text(encoding="utf-8")
+    print(f"\n{table}\nAll of it is in {args.results.resolve()}")
     return 0
 
 

@@ -20,20 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from data import DATASETS, DataError, Dataset
-from networks import NETWORKS
-from optimizers import (
-    LEARNING_RATE_DIVISOR,
-    MOMENTUM,
-    OPTIMIZERS,
-    WEIGHT_DECAY,
-    Recipe,
-    stage_cycles,
-)
-from reporting import report
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from running.flags import (
+from experiments.config import Config
+from experiments.data import DATASETS, DataError, Dataset
+from experiments.models import NETWORKS
+from experiments.optimizers import OPTIMIZERS
+from experiments.reporting import report
+from experiments.running.flags import (
     Parser,
     count,
     folder_name,
@@ -43,7 +35,20 @@ from running.flags import (
     positive,
     step_size,
 )
-from training import Diverged, Model, Run, init_weights, seeds_together_are_faster, train
+from experiments.schedules import Stages, stages_of, with_milestones_that_fit
+from experiments.training import (
+    Diverged,
+    Model,
+    Run,
+    init_weights,
+    seeds_together_are_faster,
+    train,
+)
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+STAGES = (0.3, 0.6, 0.8)
+COMPARED = ("sgd", "sla", "slrla")
 
 
 def make_parser() -> Parser:
@@ -78,7 +83,7 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("how").add_argument
     add(
         "--optimizers",
-        type=names_among(OPTIMIZERS),
+        type=names_among(COMPARED),
         default="sgd,sla,slrla",
         metavar="NAMES",
         help="which to compare, with commas between them; the first is what the others are "
@@ -115,10 +120,10 @@ def make_parser() -> Parser:
     add(
         "--stages",
         type=fractions,
-        default="0.3,0.6,0.8",
         metavar="FRACTIONS",
         help="when the next stage begins, as fractions of a run, rounded to whole cycles of k "
-        "steps (default: %(default)s)",
+        f"steps (default: {','.join(map(str, STAGES))}, without those that a short run has no "
+        "cycle for)",
     )
     add(
         "--k",
@@ -151,7 +156,7 @@ def make_parser() -> Parser:
 
 
 def run_all(
-    args: argparse.Namespace, dataset: Dataset, model: Model, recipe: Recipe
+    args: argparse.Namespace, dataset: Dataset, model: Model, config: Config, stages: Stages
 ) -> Iterator[dict[str, Any]]:
     """Trains with each optimizer in turn; yields the records of all."""
     seeds = range(args.seeds)
@@ -161,10 +166,10 @@ def run_all(
             label=optimizer.label,
             model=model,
             dataset=dataset,
-            tx=optimizer.make(recipe),
+            tx=optimizer.make(config, stages),
             slow_params=optimizer.slow_params,
             epochs=args.epochs,
-            steps=recipe.steps,
+            steps=stages.steps,
             batch_size=args.batch_size,
             devices=jax.devices()[:1],
         )
@@ -204,7 +209,7 @@ def watch(
     return seen
 
 
-def prepare(args: argparse.Namespace, parser: Parser) -> tuple[Dataset, Model, Recipe]:
+def prepare(args: argparse.Namespace, parser: Parser) -> tuple[Dataset, Model, Config, Stages]:
     """What the flags mean; what is wrong with them together ends the program."""
     try:
         dataset = DATASETS[args.dataset](args.data_path)
@@ -213,8 +218,24 @@ def prepare(args: argparse.Namespace, parser: Parser) -> tuple[Dataset, Model, R
     per_epoch = dataset.train_size // args.batch_size
     if per_epoch == 0:
         parser.error(f"--batch_size: there are only {dataset.train_size} training images")
+    config = Config(
+        dataset=args.dataset,
+        model=args.network,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        milestones=STAGES if args.stages is None else args.stages,
+        stages_in="steps",
+        whole_cycles=True,
+        learning_rate=args.lr,
+        sync_period=args.k,
+        slow_step_size=args.alpha,
+        beta=args.beta,
+    )
+    steps = args.epochs * per_epoch
+    if args.stages is None:
+        config = with_milestones_that_fit(config, steps, per_epoch)
     try:
-        lengths = stage_cycles(args.epochs * per_epoch, args.k, args.stages)
+        stages = stages_of(config, steps, per_epoch)
     except ValueError as error:
         parser.error(f"--stages: {error}")
     make = functools.partial(NETWORKS[args.network], dataset.image_shape, dataset.classes)
@@ -223,24 +244,24 @@ def prepare(args: argparse.Namespace, parser: Parser) -> tuple[Dataset, Model, R
         _ = model.graph
     except ValueError as error:
         parser.error(f"--network: {args.network}: {error}")
-    return dataset, model, Recipe(lengths, args.lr, args.k, args.alpha, args.beta)
+    return dataset, model, config, stages
 
 
 def compare(args: argparse.Namespace, parser: Parser, console: Console) -> None:
     """Does what the flags say: prepares, trains, reports."""
     started = time.monotonic()
-    dataset, model, recipe = prepare(args, parser)
+    dataset, model, config, stages = prepare(args, parser)
     try:
         folder = report.new_folder(args.name, args.dataset)
     except OSError as error:
         parser.error(f"--name: cannot make {error.filename}: {error.strerror}")
-    report.write_settings(folder, settings(args, recipe))
-    title, *introduction = describe(args, dataset, model, recipe)
+    report.write_settings(folder, settings(args, config, stages))
+    title, *introduction = describe(args, dataset, model, stages)
     console.print(title, *introduction, "", sep="\n", highlight=False)
 
     metrics = folder / "metrics.jsonl"
     try:
-        records = watch(run_all(args, dataset, model, recipe), args, console, metrics)
+        records = watch(run_all(args, dataset, model, config, stages), args, console, metrics)
     except (KeyboardInterrupt, Diverged):
         console.print(f"\nThe epochs until then are in {metrics}", soft_wrap=True)
         raise
@@ -248,33 +269,30 @@ def compare(args: argparse.Namespace, parser: Parser, console: Console) -> None:
     labels = {name: OPTIMIZERS[name].label for name in args.optimizers}
     table = report.table(records, labels)
     text = [*report.comparison(records, labels), "", report.notes(records)]
-    with (folder / "table.txt").open("w") as file:
+    with (folder / "table.txt").open("w", encoding="utf-8") as file:
         Console(file=file, width=80).print(table, *text, sep="\n")
-    report.plot(records, labels, recipe.rates, title, folder / "curves.png")
+    report.plot(records, labels, stages.ends, title, folder / "curves.png")
     console.print("", table, *text, "", sep="\n", highlight=False)
     seconds = round(time.monotonic() - started)
     console.print(f"Done in {seconds // 60} min {seconds % 60} s. Table, curves and metrics are in")
     console.print(str(folder.resolve()), highlight=False, soft_wrap=True)
 
 
-def describe(args: argparse.Namespace, dataset: Dataset, model: Model, recipe: Recipe) -> list[str]:
+def describe(args: argparse.Namespace, dataset: Dataset, model: Model, stages: Stages) -> list[str]:
     """What is going to happen, in three lines."""
     params, _ = jax.eval_shape(lambda: init_weights(model, 0))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     names = ", ".join(OPTIMIZERS[name].label for name in args.optimizers)
-    rates = ", ".join(
-        f"{rate:.2g} to {'' if q else 'step '}{end:,}" for q, (rate, end) in enumerate(recipe.rates)
-    )
     return [
         f"{args.dataset}: {dataset.train_size:,} training, "
         f"{dataset.test_size:,} test images; {args.network}, {size:,} parameters",
         f"{names} with k {args.k}, α {args.alpha:g}, β {args.beta:g}; "
         f"seeds: {args.seeds}, epochs: {args.epochs}, batch size: {args.batch_size}",
-        f"learning rate {rates}",
+        report.stages_in_words(stages.ends),
     ]
 
 
-def settings(args: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
+def settings(args: argparse.Namespace, config: Config, stages: Stages) -> dict[str, Any]:
     """What a run is a function of, for its folder."""
     return {
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
@@ -282,11 +300,9 @@ def settings(args: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
         "flags": {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()},
         "seeds": list(range(args.seeds)),
         "seeds_together": seeds_together_are_faster(),
-        "stages": [{"learning_rate": rate, "last_step": end} for rate, end in recipe.rates],
-        "gradients_per_run": recipe.steps,
-        "momentum": MOMENTUM,
-        "weight_decay": WEIGHT_DECAY,
-        "learning_rate_divisor": LEARNING_RATE_DIVISOR,
+        "stages": [{"learning_rate": rate, "last_step": end} for rate, end in stages.ends],
+        "gradients_per_run": stages.steps,
+        "config": config.as_json(),
     }
 
 

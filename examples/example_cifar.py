@@ -9,14 +9,24 @@ lists all flags.
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 
 import numpy as np
-from data import Dataset, Stream
-from optimizers import MINIMIZERS, ascent_steps, find_minimizer, minimizer, quarters
-from running import command_line, flags
-from running.launch import Job
+from experiments import optimizers
+from experiments.config import Config
+from experiments.data import Dataset, Stream
+from experiments.optimizers import OPTIMIZERS
+from experiments.running import command_line, flags
+from experiments.running.launch import Job
+from experiments.schedules import stages_of, with_milestones_that_fit
+
+MINIMIZERS = {
+    name: OPTIMIZERS[name] for name in ("sgd", "sam", "asam", "lookbehind_sam", "lookbehind_asam")
+}
+# The released recipe: a tenth of the learning rate after 50, 100 and 150 of 200 epochs.
+MILESTONES, DECAY = (0.25, 0.5, 0.75), 0.1
 
 # By what CIFAR-10's channels are divided there, as fractions of white; main.py has others.
 CIFAR10_STD = (0.2471, 0.2435, 0.2616)
@@ -36,8 +46,8 @@ def make_parser() -> flags.Parser:
     add = parser.add_argument_group("optimizer").add_argument
     add(
         "--minimizer",
-        type=flags.spelling(find_minimizer),
-        default="Lookbehind_SAM",
+        type=flags.spelling(functools.partial(optimizers.find, known=MINIMIZERS)),
+        default="lookbehind_sam",
         metavar="NAME",
         help=f"{', '.join(MINIMIZERS)}, in any spelling (default: %(default)s)",
     )
@@ -79,37 +89,42 @@ def make_parser() -> flags.Parser:
         type=flags.not_negative,
         default=5e-4,
         metavar="WD",
-        help="of SGD, in the gradient (default: %(default)s)",
+        help="of SGD, coupled (L2) (default: %(default)s)",
     )
     return parser
 
 
+def config_of(args: argparse.Namespace) -> Config:
+    """What the flags mean."""
+    return Config(
+        dataset=args.dataset,
+        train_images=args.train_images,
+        model=args.network,
+        bf16=args.bf16,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        milestones=MILESTONES,
+        stages_in="steps",
+        learning_rate=args.lr,
+        decay=DECAY,
+        optimizer=args.minimizer,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        slow_step_size="adaptive" if args.alpha == ADAPTIVE else args.alpha,
+        ascent_steps=args.k,
+        rho=args.rho,
+        eta=args.eta,
+    )
+
+
 def make_job(args: argparse.Namespace, parser: flags.Parser) -> Job:
-    """What the flags mean; what is wrong with them together ends the program."""
+    """The job that the flags ask for; what is wrong with them together ends the program."""
     dataset = as_released(command_line.dataset_of(args, parser))
     model = command_line.model_of(args, parser, dataset)
-    try:
-        schedule, stages = quarters(args.lr, args.epochs * (dataset.train_size // args.batch_size))
-    except ValueError as error:
-        parser.error(f"--epochs: {error}")
-    return command_line.job_of(
-        args,
-        model,
-        tx=minimizer(
-            args.minimizer,
-            schedule,
-            args.momentum,
-            args.weight_decay,
-            rho=args.rho,
-            eta=args.eta,
-            k=args.k,
-            alpha="adaptive" if args.alpha == ADAPTIVE else args.alpha,
-        ),
-        slow_params=None,  # After a step the params are the slow weights.
-        learning_rate=schedule,
-        stages=stages,
-        gradients_per_step=1 + ascent_steps(args.minimizer, args.k),
-    )
+    epoch = dataset.train_size // args.batch_size
+    steps = args.epochs * epoch
+    config = with_milestones_that_fit(config_of(args), steps, epoch)
+    return command_line.job_of(args, parser, model, config, stages_of(config, steps, epoch))
 
 
 def as_released(dataset: Dataset | Stream) -> Dataset | Stream:

@@ -13,15 +13,22 @@ import argparse
 import functools
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any
 
-from optimizers import INNER, piecewise, released, stage_lengths
-from running import command_line, flags
-from running.launch import Job
+from experiments import optimizers
+from experiments.config import Config
+from experiments.optimizers import INNER
+from experiments.running import command_line, flags
+from experiments.running.launch import Job
+from experiments.schedules import stages_of, with_milestones_that_fit
 
-from slrla_jax import Stage, slow_params, slrla
-
-Value = TypeVar("Value")
+MILESTONES = (0.3, 0.6, 0.8)
+# Flags of Algorithm 3, and what they set in the configuration.
+STAGE_FLAGS = {
+    "--stage_ks": "sync_period",
+    "--stage_alphas": "slow_step_size",
+    "--stage_betas": "beta",
+}
 
 
 def make_parser() -> flags.Parser:
@@ -39,18 +46,18 @@ def make_parser() -> flags.Parser:
     add = parser.add_argument_group("optimizer").add_argument
     add(
         "--optim",
-        type=flags.spelling(find_inner),
-        default="SGD",
+        type=flags.spelling(functools.partial(optimizers.find, known=INNER)),
+        default="sgd",
         metavar="NAME",
-        help=f"{', '.join(INNER)} (default: %(default)s)",
+        help=f"{', '.join(INNER)}, in any spelling (default: %(default)s)",
     )
     add("--lr", type=flags.positive, default=0.1, help="learning rate (default: %(default)s)")
     add(
         "--wd",
         type=flags.not_negative,
         default=1e-3,
-        help="weight decay: in the gradient for SGD, Adam, RAdam and AdaBound, beside it for AdamW "
-        "and AdaBelief (default: %(default)s)",
+        help="weight decay: decoupled for AdamW and AdaBelief, coupled (L2) for the others "
+        "(default: %(default)s)",
     )
     add(
         "--momentum",
@@ -61,10 +68,10 @@ def make_parser() -> flags.Parser:
     add(
         "--milestones",
         type=flags.milestones,
-        default="0.3,0.6,0.8",
         metavar="LIST",
-        help="where the next stage begins: fractions of the run below 1, or epochs "
-        "(default: %(default)s)",
+        help="where the next stage begins: fractions of the run below 1, or epochs; none for a "
+        f"constant learning rate (default: {','.join(map(str, MILESTONES))}, without those that "
+        "a short run has no epoch for)",
     )
     add(
         "--gamma",
@@ -105,78 +112,89 @@ def make_parser() -> flags.Parser:
         "--stage_ks",
         type=flags.listed(flags.count),
         metavar="LIST",
-        help="fast steps in a cycle (5 if only others of the three are given); stages are "
-        "rounded to whole cycles",
+        help="fast steps in a cycle (5 if only others of the three are given); stages "
+        "are rounded to whole cycles",
     )
     return parser
 
 
-def make_job(args: argparse.Namespace, parser: flags.Parser) -> Job:
-    """What the flags mean; what is wrong with them together ends the program."""
-    dataset = command_line.dataset_of(args, parser)
-    model = command_line.model_of(args, parser, dataset)
-    per_epoch = dataset.train_size // args.batch_size
-    count = len(args.milestones) + 1
-    rates = [args.lr * args.gamma**q for q in range(count)]
+def config_of(args: argparse.Namespace, parser: flags.Parser, epoch: int) -> Config:
+    """What the flags mean, for so many steps in an epoch; what is wrong with them together
+    ends the program.
+    """
     staged = any((args.stage_betas, args.stage_alphas, args.stage_ks))
     if staged and (args.lookahead or args.slr):
         parser.error("--stage_betas, --stage_alphas and --stage_ks: not with --lookahead or --slr")
+    config = Config(
+        dataset=args.dataset,
+        train_images=args.train_images,
+        model=args.network,
+        input_norm=args.input_norm,
+        bf16=args.bf16,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        milestones=MILESTONES if args.milestones is None else args.milestones,
+        whole_cycles=staged,
+        learning_rate=args.lr,
+        decay=args.gamma,
+        inner=args.optim,
+        momentum=args.momentum,
+        weight_decay=args.wd,
+        **(stagewise(args) if staged else released(args)),
+    )
+    steps = args.epochs * epoch
+    if args.milestones is None:
+        config = with_milestones_that_fit(config, steps, epoch)
+    for flag, name in STAGE_FLAGS.items() if staged else ():
+        try:
+            config.each_stage(name)
+        except ValueError as error:
+            parser.error(f"{flag}: {error}")
+    return config
+
+
+def stagewise(args: argparse.Namespace) -> dict[str, Any]:
+    """The paper's Algorithm 3, with settings of each stage's own."""
+    return {
+        "optimizer": "slrla",
+        "beta": args.stage_betas or 0.0,
+        "slow_step_size": args.stage_alphas or 0.8,
+        "sync_period": args.stage_ks or 5,
+    }
+
+
+def released(args: argparse.Namespace) -> dict[str, Any]:
+    """What `--lookahead` and `--slr` mean in the released code, whose β is half the paper's."""
+    k, alpha = args.lookahead or (5, 0.8)
+    period, beta = args.slr or (None, 0.0)
+    names = {
+        (False, False): args.optim,
+        (True, False): "lookahead",
+        (False, True): "prox_released",
+        (True, True): "slrla_released",
+    }
+    return {
+        "optimizer": names[args.lookahead is not None, args.slr is not None],
+        "beta": 2 * beta,
+        "slow_step_size": alpha,
+        "sync_period": k,
+        # With S = k the anchor is refreshed at every sync, and needs no copy of its own.
+        "anchor_period": None if args.lookahead and period == k else period,
+    }
+
+
+def make_job(args: argparse.Namespace, parser: flags.Parser) -> Job:
+    """The job that the flags ask for; what is wrong with them together ends the program."""
+    dataset = command_line.dataset_of(args, parser)
+    model = command_line.model_of(args, parser, dataset)
+    epoch = dataset.train_size // args.batch_size
+    config = config_of(args, parser, epoch)
+    args.milestones = config.milestones
     try:
-        ks = each_stage("--stage_ks", args.stage_ks, 5, count)
-        alphas = each_stage("--stage_alphas", args.stage_alphas, 0.8, count)
-        betas = each_stage("--stage_betas", args.stage_betas, 0.0, count)
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        lengths = stage_lengths(args.milestones, args.epochs, per_epoch, ks if staged else None)
+        stages = stages_of(config, args.epochs * epoch, epoch)
     except ValueError as error:
         parser.error(f"--milestones: {error}")
-
-    schedule = piecewise(rates, lengths)
-    if staged:
-        tx = slrla(
-            functools.partial(INNER[args.optim], momentum=args.momentum, weight_decay=args.wd),
-            [
-                Stage(length // k, rate, beta=beta, sync_period=k, slow_step_size=alpha)
-                for length, rate, k, alpha, beta in zip(
-                    lengths, rates, ks, alphas, betas, strict=True
-                )
-            ],
-        )
-    else:
-        tx = released(args.optim, schedule, args.momentum, args.wd, args.lookahead, args.slr)
-    return command_line.job_of(
-        args,
-        model,
-        tx=tx,
-        slow_params=slow_params if staged or args.lookahead else None,
-        learning_rate=schedule,
-        stages=[(rate, sum(lengths[: q + 1])) for q, rate in enumerate(rates)],
-    )
-
-
-def each_stage(
-    flag: str, values: tuple[Value, ...] | None, default: Value, count: int
-) -> tuple[Value, ...]:
-    """A value for each stage: those of a flag, its one for all, or the default for all.
-
-    Raises:
-      ValueError: if there are not as many as stages.
-    """
-    values = (default,) if values is None else values
-    if len(values) == 1:
-        return values * count
-    if len(values) != count:
-        raise ValueError(f"{flag}: must be one value or {count}, for {count} stages, got {values}")
-    return values
-
-
-def find_inner(name: str) -> str:
-    """An optimizer's name as `INNER` has it, for any mixture of upper and lower case."""
-    known = {key.lower(): key for key in INNER}
-    if name.lower() not in known:
-        raise ValueError(f"must be one of {', '.join(INNER)}, got {name!r}")
-    return known[name.lower()]
+    return command_line.job_of(args, parser, model, config, stages)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

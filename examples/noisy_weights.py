@@ -17,11 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from analysis import noise
-from reporting.measures import Measure
-from running import flags, trained
-from running.trained import OnStep, Record
-from training import Model, Run, eval_step
+from experiments.reporting.measures import Measure
+from experiments.running import flags, trained
+from experiments.running.trained import OnStep, Record
+from experiments.studies import noise
+from experiments.training import Model, Run, eval_step
 
 Accuracy = Callable[[Any, Any], jax.Array]
 

@@ -11,6 +11,7 @@ written after each optimizer. Flags after `--` go to `main.py` and override thos
 """
 
 import argparse
+import itertools
 import json
 import shlex
 import sys
@@ -20,10 +21,11 @@ from pathlib import Path
 
 import jax
 import main as training_program
-import recipes
-from reporting import cell_report
-from running import command_line, flags
-from running.launch import Job, LaunchError, read_metrics
+from experiments import configs as recipes
+from experiments.reporting import cell_report
+from experiments.running import command_line, flags
+from experiments.running.launch import Job, LaunchError, read_metrics
+from experiments.training import differences
 
 
 def make_parser() -> flags.Parser:
@@ -98,23 +100,26 @@ def rows(cell: str, args: argparse.Namespace, parser: flags.Parser) -> list[str]
 
 
 def finished(job: Job) -> bool:
-    """Whether a run is in its folder with the last epoch of every seed.
+    """Whether a run is in its folder with all epochs of every seed, and no more.
+
+    Where its files are not there or damaged it is not, and `--resume` makes them anew from the
+    checkpoints.
 
     Raises:
       LaunchError: if the run that is there had other flags.
     """
-    settings, metrics = job.folder / "settings.json", job.folder / "metrics.jsonl"
-    if not (settings.exists() and metrics.exists()):
+    try:
+        there = json.loads((job.folder / "settings.json").read_bytes())["flags"]
+        records, _ = read_metrics(job.folder / "metrics.jsonl")
+    except (OSError, ValueError, LookupError, TypeError):
         return False
-    there = json.loads(settings.read_text())["flags"]
-    for name, here in json.loads(json.dumps(job.fingerprint)).items():
-        if there.get(name) != here:
-            raise LaunchError(
-                f"--root: {job.folder} is of another run: {name} is {there.get(name)!r} there and "
-                f"{here!r} here"
-            )
-    last = {r["seed"] for r in read_metrics(metrics) if r["epoch"] == job.run.epochs}
-    return last >= set(job.seeds)
+    here = json.loads(json.dumps(job.fingerprint))
+    if differing := differences({name: there.get(name) for name in here}, here, job.flag_of):
+        raise LaunchError(
+            f"--root: {job.folder} is of another run: {', '.join(differing.values())}"
+        )
+    epochs = {(r["seed"], r["epoch"]) for r in records if r["seed"] in job.seeds}
+    return epochs == set(itertools.product(job.seeds, range(job.run.epochs + 1)))
 
 
 def reproduce(cell: str, args: argparse.Namespace, more: list[str], command: str) -> int:
@@ -142,11 +147,12 @@ def reproduce(cell: str, args: argparse.Namespace, more: list[str], command: str
         optimizers.append(optimizer)
         records += [
             {**record, "optimizer": optimizer}
-            for record in read_metrics(job.folder / "metrics.jsonl")
+            for record in read_metrics(job.folder / "metrics.jsonl")[0]
             if record["seed"] in job.seeds
         ]
         cell_report.write(folder, cell, optimizers, records, job, seconds, command)
-    print(f"\n{(folder / 'table.md').read_text()}\nAll of it is in {folder.resolve()}")
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    print(f"\n{table}\nAll of it is in {folder.resolve()}")
     return 0
 
 

@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from analysis.sequential import Task, average_accuracy, forgetting, learn, split_classes
+from experiments.reporting import measures
+from experiments.reporting.measures import Measure
+from experiments.running import flags, trained
+from experiments.running.trained import OnStep, Record
+from experiments.studies.sequential import Task, average_accuracy, forgetting, learn, split_classes
+from experiments.training import Model, Run, State, init_state
 from flax import nnx
-from reporting import measures
-from reporting.measures import Measure
-from running import flags, trained
-from running.trained import OnStep, Record
-from training import Model, Run, State, init_state
 
 COLUMNS = (
     Measure("learning_accuracy", "accuracy in %\nonce learnt", scale=100),
@@ -66,10 +66,9 @@ class Told(nnx.Module):
         make: Callable[..., nnx.Module],
         classes: int,
         *,
-        axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
-        self.network = make(axis_name=axis_name, rngs=rngs)
+        self.network = make(rngs=rngs)
         self.among = nnx.Variable(jnp.zeros(classes))
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from analysis.sharpness import Loss, largest_eigenvalue, worst_loss
-from reporting import measures
-from reporting.measures import Measure
-from running import flags, trained
-from running.trained import OnStep, Record
-from training import Run, init_state, loss_fn
+from experiments.reporting import measures
+from experiments.reporting.measures import Measure
+from experiments.running import flags, trained
+from experiments.running.trained import OnStep, Record
+from experiments.studies.sharpness import Loss, largest_eigenvalue, worst_loss
+from experiments.training import Run, init_state, loss_fn
 
 COLUMNS = (
     Measure("test_accuracy", "accuracy\nin %", scale=100),

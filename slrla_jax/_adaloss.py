@@ -18,7 +18,7 @@ class ScaleByAdaLossState(NamedTuple):
     """State of `scale_by_adaloss`.
 
     Attributes:
-      b_squared: b², grown by the losses; float32 of shape ().
+      b_squared: b², grown by the losses; of shape (), in float32 at least.
     """
 
     b_squared: jax.Array
@@ -29,7 +29,7 @@ class ScaleByAdaGradNormState(NamedTuple):
     """State of `scale_by_adagrad_norm`.
 
     Attributes:
-      b_squared: b², grown by the squared gradient norms; float32 of shape ().
+      b_squared: b², grown by the squared gradient norms; of shape (), in float32 at least.
     """
 
     b_squared: jax.Array
@@ -53,7 +53,7 @@ def scale_by_adaloss(
 
     Returns:
       A transformation to call as `update(updates, state, params, value=loss)`, where
-      `value` is the loss of the step, a scalar. b² is float32 whatever the params are.
+      `value` is the loss of the step, a scalar. b² is kept in float32 at least.
       Under `optax.MultiSteps` the value must be that of the whole accumulated batch. A
       value that is not finite leaves b² as it is, so that one bad batch, whose gradients
       `optax.zero_nans` or `optax.apply_if_finite` take care of, does not end all steps.
@@ -80,8 +80,7 @@ def scale_by_adaloss(
     arguments.check_finite("c", c)
 
     def init_fn(params: optax.Params) -> ScaleByAdaLossState:
-        del params
-        return ScaleByAdaLossState(_squared(b0))
+        return ScaleByAdaLossState(_squared(b0, params))
 
     def update_fn(
         updates: optax.Updates,
@@ -99,10 +98,10 @@ def scale_by_adaloss(
                 f"`update(updates, state, params, value=loss)`; got {got}."
             )
         weight, optimum = arguments.as_number(alpha), arguments.as_number(c)
-        loss = jnp.asarray(value, jnp.float32)
+        loss = jnp.asarray(value, state.b_squared.dtype)
         # A loss that is left out must not enter the derivatives either.
         growth = weight * jnp.abs(jnp.where(jnp.isfinite(loss), loss, optimum) - optimum)
-        b_squared = (state.b_squared + growth).astype(jnp.float32)
+        b_squared = (state.b_squared + growth).astype(state.b_squared.dtype)
         return _divided(updates, b_squared), ScaleByAdaLossState(b_squared)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -121,7 +120,7 @@ def scale_by_adagrad_norm(b0: Scalar = 1.0) -> optax.GradientTransformationExtra
       b0: b_0, the first norm; positive.
 
     Returns:
-      A transformation; b² is float32 whatever the params are. Gradients whose squares
+      A transformation; b² is kept in float32 at least. Gradients whose squares
       float32 cannot sum leave b² as it is. What they make of the step is seen by
       `optax.apply_if_finite`; where the sum alone overflows, the step is 0.
 
@@ -143,8 +142,7 @@ def scale_by_adagrad_norm(b0: Scalar = 1.0) -> optax.GradientTransformationExtra
     _check_positive(b0=b0)
 
     def init_fn(params: optax.Params) -> ScaleByAdaGradNormState:
-        del params
-        return ScaleByAdaGradNormState(_squared(b0))
+        return ScaleByAdaGradNormState(_squared(b0, params))
 
     def update_fn(
         updates: optax.Updates,
@@ -153,7 +151,8 @@ def scale_by_adagrad_norm(b0: Scalar = 1.0) -> optax.GradientTransformationExtra
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByAdaGradNormState]:
         del params, extra_args
-        b_squared = (state.b_squared + numerics.sum_of_squares(updates)).astype(jnp.float32)
+        growth = numerics.sum_of_squares(updates)
+        b_squared = (state.b_squared + growth).astype(state.b_squared.dtype)
         kept = jnp.where(jnp.isfinite(b_squared), b_squared, state.b_squared)
         return _divided(updates, b_squared), ScaleByAdaGradNormState(kept)
 
@@ -304,8 +303,10 @@ def _check_positive(**values: Scalar) -> None:
         arguments.check_positive(name, value)
 
 
-def _squared(b0: Scalar) -> jax.Array:
-    return jnp.asarray(b0, jnp.float32) ** 2
+def _squared(b0: Scalar, params: optax.Params) -> jax.Array:
+    """b_0², in the dtype that b² is kept in: the params', or float32 if that is wider."""
+    dtypes = [jnp.real(numerics.widen(p)).dtype for p in jax.tree.leaves(params)]
+    return jnp.asarray(b0, jnp.result_type(jnp.float32, *dtypes)) ** 2
 
 
 def _divided(updates: optax.Updates, b_squared: jax.Array) -> optax.Updates:

@@ -318,7 +318,7 @@ def slow_weights(
 
 def _with_bits_of(theta: jax.Array, p: ArrayLike) -> jax.Array:
     """The params in the dtype of θ; θ itself, if that is what was rounded to them."""
-    p = jnp.asarray(p)
+    p = numerics.sharded_like(jnp.asarray(p), theta)
     if theta.dtype == p.dtype:
         return p
     is_rounded = numerics.rounded(theta, p.dtype) == p

@@ -140,7 +140,7 @@ def lookbehind(
             climbing = _masked(ascent_mask, params, grads)
             scales = _scales(behind, climbing, eta, weight_mask) if adaptive_rho else None
             behind = numerics.add(behind, _ascent(climbing, scales, rho))
-            grads = _called(grad_fn, behind, i)
+            grads = _gradient(grad_fn, behind, i, grads)
             updates, state = inner.update(grads, state, fast, **extra_args)
             fast = numerics.add(fast, updates)
             first = fast if first is None else first
@@ -297,21 +297,33 @@ def _ascent(grads: optax.Updates, scales: optax.Params | None, rho: Scalar) -> o
     )
 
 
-def _called(
-    grad_fn: Callable[[optax.Params, int], optax.Updates], behind: optax.Params, i: int
+def _gradient(
+    grad_fn: Callable[[optax.Params, int], optax.Updates],
+    behind: optax.Params,
+    i: int,
+    grads: optax.Updates,
 ) -> optax.Updates:
-    """`grad_fn(behind, i)`, whose errors say so where a part of the params is missing."""
+    """`grad_fn(behind, i)`, a tree like `grads`."""
+    hint = ""
+    if any(map(_is_masked, jax.tree.leaves(behind, is_leaf=_is_masked))):
+        hint = (
+            " It was called with params of which optax.masked or optax.partition, around this "
+            "sharpness-aware optimizer, has masked a part. Put it inside instead, and name what "
+            "is trained in `ascent_mask`: sam(optax.partition(…), ascent_mask=…)."
+        )
     try:
-        return grad_fn(behind, i)
+        elsewhere = grad_fn(behind, i)
     except Exception as error:
-        if any(map(_is_masked, jax.tree.leaves(behind, is_leaf=_is_masked))):
-            error.add_note(
-                "`grad_fn` was called with params of which optax.masked or optax.partition, "
-                "around this sharpness-aware optimizer, has masked a part. Put it inside "
-                "instead, and name what is trained in `ascent_mask`: "
-                "sam(optax.partition(…), ascent_mask=…)."
-            )
+        if hint:
+            error.add_note(f"This was raised by `grad_fn`.{hint}")
         raise
+    structures: list[Any] = [jax.tree.structure(elsewhere), jax.tree.structure(grads)]
+    if structures[0] != structures[1]:
+        raise ValueError(
+            "`grad_fn` must return a tree like the gradients passed to `update`, got "
+            f"{structures[0]} instead of {structures[1]}.{hint}"
+        )
+    return elsewhere
 
 
 def _is_masked(node: Any) -> bool:

@@ -9,6 +9,8 @@ whatever happens to the moments: a learning-rate schedule that started again at 
 would never reach its later values.
 """
 
+import collections
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -244,7 +246,11 @@ def _map_moments(f: Callable[[Any], Any], state: Any, sync_moments: str) -> Any:
         return _map_moments(f, node, sync_moments)
 
     if isinstance(state, dict):
-        return {key: inside(node) for key, node in state.items()}
+        # In JAX's order of the keys, which no copy or compiled function changes.
+        keys = list(state) if isinstance(state, collections.OrderedDict) else sorted(state)
+        changed = copy.copy(state)
+        changed.update((key, inside(state[key])) for key in keys)
+        return changed
     if type(state) in (tuple, list):
         return type(state)(map(inside, state))
     fields = _fields_of(type(state))
@@ -252,11 +258,11 @@ def _map_moments(f: Callable[[Any], Any], state: Any, sync_moments: str) -> Any:
         if jax.tree.leaves(state):
             raise ValueError(_undeclared(type(state), sync_moments))
         return state
-    changed = {name: f(getattr(state, name)) for name in fields.moments if hasattr(state, name)}
-    changed |= {name: inside(getattr(state, name)) for name in fields.inner_states}
-    if hasattr(state, "_replace"):
-        return state._replace(**changed)
-    return dataclasses.replace(state, **changed)
+    new = {name: f(getattr(state, name)) for name in fields.moments if hasattr(state, name)}
+    new |= {name: inside(getattr(state, name)) for name in fields.inner_states}
+    return (
+        state._replace(**new) if hasattr(state, "_replace") else dataclasses.replace(state, **new)
+    )
 
 
 def _undeclared(state_type: type, sync_moments: str) -> str:

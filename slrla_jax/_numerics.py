@@ -101,7 +101,7 @@ def rounded(x: jax.Array, dtype: DTypeLike) -> jax.Array:
     if x.dtype == dtype:
         return x
     cast = x.astype(dtype).astype(x.dtype)
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+    if jnp.issubdtype(x.dtype, jnp.complexfloating) or jnp.dtype(dtype).itemsize < 2:
         return cast
     info = jnp.finfo(dtype)  # type: ignore[no-untyped-call]
     reduced = jax.lax.reduce_precision(x, info.nexp, info.nmant)
@@ -116,10 +116,10 @@ def select(condition: ArrayLike, new: ArrayLike, old: ArrayLike) -> jax.Array:
 
 def like(x: ArrayLike, other: jax.Array) -> jax.Array:
     """The array in another's dtype and sharding."""
-    return _sharded_like(jnp.asarray(x, other.dtype), other)
+    return sharded_like(jnp.asarray(x, other.dtype), other)
 
 
-def _sharded_like(x: jax.Array, other: jax.Array) -> jax.Array:
+def sharded_like(x: jax.Array, other: jax.Array) -> jax.Array:
     """The array in another's sharding, where mesh axes are Explicit and operands must agree."""
     if not hasattr(jax.sharding, "reshard"):  # a jax from before there were such axes
         return x
@@ -140,7 +140,7 @@ def at_limit(is_limit: ArrayLike, exact: jax.Array, general: jax.Array) -> jax.A
     """
     if isinstance(is_limit, (bool, np.bool_)):
         return exact if is_limit else general
-    exact = _sharded_like(exact, general)
+    exact = sharded_like(exact, general)
     return _at_limit(is_limit, exact.astype(general.dtype), general)
 
 

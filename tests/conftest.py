@@ -3,7 +3,7 @@
 import os
 
 # It needs PyTorch, which the tests do not.
-collect_ignore = ["pytorch_logits.py"]
+collect_ignore = ["experiments/pytorch_logits.py"]
 
 DEVICES = "--xla_force_host_platform_device_count"
 

@@ -115,3 +115,84 @@ def test_weight_decay_needs_params():
     tx = adabound(1e-3, weight_decay=0.1)
     with pytest.raises(ValueError, match=r"`params`.*None"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+
+
+def moves(tx, gradients):
+    """The steps of one param that starts at 0."""
+    return np.diff(np.ravel(run(tx, jnp.zeros(1), gradients)), prepend=0.0)
+
+
+def test_a_warm_up_from_zero_starts_still_and_ends_within_its_bounds():
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 5, 50)
+    gradients = np.ones((40, 1), np.float32)
+    steps = -moves(adabound(schedule, base_lr=1e-2), gradients)
+    assert steps[0] == 0
+    assert np.isfinite(steps).all()
+    # With gradients of 1 the step size is η to the bounds, which are wide open here.
+    np.testing.assert_allclose(steps[1:5], [0.002, 0.004, 0.006, 0.008], rtol=1e-2)
+    assert steps.max() < 0.0101
+
+
+def test_the_bounds_follow_the_learning_rate_from_where_it_is_stated():
+    """A warm-up from 1e-6 to 1e-2 closes on final_lr = 0.1, and not on 10,000 times that."""
+    schedule = optax.linear_schedule(1e-6, 1e-2, 10)
+    tx = adabound(schedule, b1=0.0, gamma=1e9, base_lr=1e-2)
+    steps = -moves(tx, np.ones((20, 1), np.float32))
+    np.testing.assert_allclose(steps, [0.1 * schedule(t) / 1e-2 for t in range(20)], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"learning_rate": optax.constant_schedule(0.1)}, "`base_lr` must be given.*None"),
+        ({"learning_rate": 0.0}, "`learning_rate`.*positive.*0.0"),
+        ({"learning_rate": float("nan")}, "`learning_rate`.*nan"),
+        ({"learning_rate": -0.1, "base_lr": 0.1}, "`learning_rate`.*-0.1"),
+        ({"base_lr": 0.0}, "`base_lr`.*positive.*0.0"),
+        ({"base_lr": optax.constant_schedule(0.1)}, "`base_lr`.*number.*function"),
+    ],
+)
+def test_learning_rates_that_bounds_cannot_follow(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        adabound(**kwargs)
+
+
+def test_with_a_base_a_learning_rate_of_zero_stands_still():
+    assert (moves(adabound(0.0, base_lr=0.1), np.ones((3, 1), np.float32)) == 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_second_moment_of_half_precision_decays(dtype):
+    """In bfloat16 itself β₂ ν rounds back to ν, and 0.5 would stay 0.5 for ever."""
+    params = jnp.zeros(1, dtype)
+    tx = adabound(1e-3)
+    state = tx.init(params)._replace(nu=jnp.full(1, 0.5))
+    assert state.nu.dtype == tx.init(params).nu.dtype == jnp.float32
+
+    def step(state, _):
+        return tx.update(jnp.full(1, 0.01, dtype), state, params)[1], None
+
+    state, _ = jax.lax.scan(step, state, length=3000)
+    g = float(jnp.asarray(0.01, dtype))
+    expected = 0.5 * 0.999**3000 + g**2 * (1 - 0.999**3000)
+    np.testing.assert_allclose(state.nu, expected, rtol=1e-3)
+    assert state.mu.dtype == dtype
+
+
+def test_moments_of_half_precision_are_rounded_once():
+    """β₁ m + (1 − β₁) g in float32: in bfloat16, 0.9 m alone would round to another number."""
+    rng = np.random.default_rng(0)
+    m, g = (jnp.asarray(rng.normal(size=1000), jnp.bfloat16) for _ in range(2))
+    tx = adabound(1e-3)
+    _, state = tx.update(g, tx.init(m)._replace(mu=m), m)
+    m, g = np.asarray(m, np.float32), np.asarray(g, np.float32)
+    np.testing.assert_array_equal(
+        state.mu, jnp.asarray(np.float32(0.9) * m + np.float32(1 - 0.9) * g, jnp.bfloat16)
+    )
+
+
+def test_no_gradient_is_no_step_even_with_an_epsilon_of_zero():
+    tx = adabound(1e-3, eps=0.0)
+    params = jnp.ones(3)
+    updates, _ = tx.update(0 * params, tx.init(params), params)
+    assert (updates == 0).all()

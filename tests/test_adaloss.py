@@ -143,3 +143,77 @@ def test_a_value_that_is_missing_or_no_scalar_is_named(value, shown):
 def test_bad_arguments_are_named(make, name, value):
     with pytest.raises(ValueError, match=f"`{name}`.*{value}"):
         make(**{name: value})
+
+
+# One bad batch.
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "guard",
+    [lambda tx: optax.chain(optax.zero_nans(), tx), lambda tx: optax.apply_if_finite(tx, 5)],
+)
+@pytest.mark.parametrize("broken_gradient", [False, True])
+def test_one_bad_loss_does_not_end_all_steps(bad, guard, broken_gradient):
+    tx, params = guard(slrla_jax.adaloss(0.5)), jnp.ones(2)
+    state = tx.init(params)
+    grads = params * (np.nan if broken_gradient else 1.0)
+    updates, state = tx.update(grads, state, params, value=bad)
+    # The gradient is divided by b as it was, or left out by the guard.
+    assert (updates == (0.0 if broken_gradient else -0.5)).all()
+    updates, state = tx.update(params, state, params, value=3.0)
+    np.testing.assert_allclose(updates, -0.5 / np.sqrt(1 + 3), rtol=1e-6)
+    assert optax.tree.get(state, "b_squared") == 4
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_one_bad_gradient_does_not_end_all_steps(bad):
+    tx, params = optax.apply_if_finite(slrla_jax.adagrad_norm(0.5), 5), jnp.ones(2)
+    state = tx.init(params)
+    updates, state = tx.update(params * bad, state, params)
+    assert (updates == 0).all()
+    assert state.total_notfinite == 1
+    assert optax.tree.get(state, "b_squared") == 1
+
+
+def test_a_gradient_norm_that_overflows_is_a_step_of_zero():
+    tx, params = slrla_jax.adagrad_norm(0.5), jnp.ones(2)
+    updates, state = tx.update(1e30 * params, tx.init(params), params)
+    assert (updates == 0).all()
+    updates, state = tx.update(params, state, params)
+    np.testing.assert_allclose(updates, -0.5 / np.sqrt(1 + 2), rtol=1e-6)
+
+
+def test_a_sync_leaves_the_norm_that_was_found():
+    for sync_moments in ("reset", "pullback"):
+        for make in (slrla_jax.adaloss, slrla_jax.adagrad_norm):
+            tx = slrla_jax.lookahead(make(0.1), 1, 0.5, sync_moments=sync_moments)
+            params = jnp.ones(4)
+            _, state = tx.update(params, tx.init(params), params, value=4.0)
+            assert optax.tree.get(state, "b_squared") == 5
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"momentum": 2.0}, "`momentum`.*2.0"),
+        ({"momentum": 1.0}, "`momentum`.*1.0"),
+        ({"momentum": lambda step: 0.9}, "`momentum`.*number.*function"),
+        ({"c": float("nan")}, "`c`.*nan"),
+        ({"c": float("inf")}, "`c`.*inf"),
+        ({"learning_rate": "0.1"}, "`learning_rate`.*'0.1'"),
+        ({"learning_rate": -1.0}, "`learning_rate`.*-1.0"),
+        ({"weight_decay": float("inf")}, "`weight_decay`.*inf"),
+    ],
+)
+def test_settings_that_were_taken_in_silence(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        slrla_jax.adaloss(**{"learning_rate": 0.1} | kwargs)
+    if "c" not in kwargs:
+        with pytest.raises(ValueError, match=message):
+            slrla_jax.adagrad_norm(**{"learning_rate": 0.1} | kwargs)
+
+
+def test_a_schedules_learning_rate_is_checked():
+    with pytest.raises(ValueError, match=r"`learning_rate`.*nan"):
+        slrla_jax.decay_sqrt_schedule(float("nan"), 1.0, 1.0)

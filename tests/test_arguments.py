@@ -12,8 +12,14 @@ from x64 import enable_x64
 
 from slrla_jax import (
     Stage,
+    adabound,
+    adagrad_norm,
+    adaloss,
+    asam,
     lookahead,
+    lookbehind,
     multilayer_lookahead,
+    sam,
     slow_params,
     slrla,
     slrla_sgd,
@@ -256,6 +262,91 @@ def test_update_needs_the_params(tx):
     state = tx.init(jnp.ones(2))
     rejects(lambda: tx.update(jnp.ones(2), state), "`params`", "got None")
     rejects(lambda: tx.update(jnp.ones(2), state, None), "`params`", "got None")
+
+
+# Whole optimizers, stages and learning rates.
+
+
+@pytest.mark.parametrize("inner", [optax.adam, None, "adam", 0.1], ids=name_of)
+def test_inner_is_a_transformation(inner):
+    called = "call adam with its settings" if callable(inner) else ""
+    for make in (lookahead, multilayer_lookahead, sam, asam, lookbehind):
+        rejects(lambda make=make: make(inner), "`inner`", "optax.sgd(0.1)", repr(inner), called)
+
+
+def test_make_inner_makes_one():
+    stages = [Stage(2, 0.1)]
+    inner = optax.sgd(0.1)
+    rejects(lambda: slrla(inner, stages), "`make_inner`", "function", f"got {inner!r}")
+    rejects(lambda: slrla(lambda lr: None, stages), "`make_inner(learning_rate)`", "got None")
+    rejects(lambda: slrla(lambda lr: optax.sgd, stages), "`make_inner(learning_rate)`", "sgd")
+
+
+def test_stages_are_stages():
+    rejects(lambda: slrla(optax.sgd, [(2, 0.1)]), "`stages[0]`", "slrla_jax.Stage", "got (2, 0.1)")
+    rejects(lambda: slrla(optax.sgd, [Stage(2, 0.1), 5]), "`stages[1]`", "got 5")
+    rejects(lambda: slrla(optax.sgd, Stage(2, 0.1)), "`stages`", "list")
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -0.1, "0.1", "a", None, [0.1]], ids=repr)
+def test_learning_rate(value):
+    rejects(lambda: Stage(5, value), "`learning_rate`", f"got {value!r}")
+    rejects(lambda: slrla_sgd(value), "`learning_rate`", f"got {value!r}")
+
+
+@pytest.mark.parametrize("value", [1.0, 1.5, -0.1, NAN, "0.9", a_schedule], ids=name_of)
+def test_momentum(value):
+    rejects(lambda: slrla_sgd(0.1, momentum=value), "`momentum`", f"{value!r}")
+
+
+@pytest.mark.parametrize("value", [-1.0, NAN, INF, "0.1", None, a_schedule], ids=name_of)
+def test_weight_decay(value):
+    rejects(lambda: slrla_sgd(0.1, weight_decay=value), "`weight_decay`", f"{value!r}")
+
+
+def test_an_anchor_that_is_the_slow_weights_has_their_dtype():
+    rejects(lambda: slrla_sgd(0.1, anchor_dtype="float32"), "`anchor_dtype`", "got 'float32'")
+    assert slrla_sgd(0.1, anchor_period=5, anchor_dtype="float32").init(jnp.ones(2))
+
+
+def test_a_list_of_betas_is_for_stages():
+    for anchor_period in (None, 5):
+        rejects(
+            lambda anchor_period=anchor_period: slrla_sgd(0.1, [0.1, 0.2], anchor_period),
+            "`beta`",
+            "got [0.1, 0.2]",
+        )
+
+
+REALS = [*("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "float32"), np.float32, np.int64]
+
+
+@pytest.mark.parametrize("dtype", REALS, ids=str)
+def test_every_real_dtype_is_checked(dtype):
+    """Eagerly as in a compiled function, where it cannot be looked at."""
+    one = jnp.asarray(1, dtype) if isinstance(dtype, str) else dtype(1)
+    stages = [Stage(one, one, one, one, one)]
+    for make in (
+        lambda: lookahead(INNER, one, one),
+        lambda: multilayer_lookahead(INNER, [one], [one]),
+        lambda: slrla(optax.sgd, stages),
+        lambda: slrla_sgd(one, one, one, one, one, 0 * one, one),
+        lambda: stagewise_prox(one, one),
+        lambda: lookbehind(INNER, 1, one, one, adaptive_rho=True, eta=one),
+        lambda: adaloss(one, one, one, one, 0 * one, one),
+        lambda: adagrad_norm(one, one, 0 * one, one),
+        lambda: adabound(one, 0 * one, 0 * one, one, one, one, one, one),
+    ):
+        params = jnp.ones(2)
+        extra = {"value": 1.0, "grad_fn": lambda params, i: params}
+        tx = optax.with_extra_args_support(make())
+        state = tx.init(params)
+        if "float8" not in str(dtype):  # which optax's own products do not take
+            updates, _ = tx.update(params, state, params, **extra)
+            assert jnp.isfinite(updates).all()
+    two = one + one
+    rejects(lambda: lookahead(INNER, 5, two), "`slow_step_size`", f"got {two!r}")
+    rejects(lambda: stagewise_prox(0 * one - one, 5), "`beta`", "got")
 
 
 # What is taken.

@@ -5,7 +5,11 @@ transform alone, or with a path written down.
 """
 
 import functools
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +29,7 @@ from flax import linen, nnx
 from flax.training import train_state
 from transforms_table import (
     STEPS,
+    TABLE,
     assert_close,
     assert_same_run,
     device_params,
@@ -178,3 +183,59 @@ def test_one_compilation_for_all_steps(row):
     for _ in range(4):
         params, state = step(params, state)
     assert step._cache_size() == 1
+
+
+# Where and when a transform is built.
+
+
+@every_row
+def test_built_inside_a_compiled_function_and_used_outside(row):
+    """As by TrainState.create under jit, or by nnx.eval_shape before a checkpoint is restored."""
+    built = []
+
+    def create():
+        built.append(row.build(same))
+        return built[-1].init(device_params())
+
+    jax.eval_shape(create)
+    assert_same_run(run_row(row, built[0]), plain(row))
+
+
+def test_every_row_is_built_before_the_devices_are_known():
+    """On a platform that does not exist, where the first array of JAX would raise."""
+    code = "from transforms_table import TABLE, same; print(*(row.build(same) for row in TABLE))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        env=os.environ | {"JAX_PLATFORMS": "nowhere"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("GradientTransformation") == len(TABLE)
+
+
+# What was read from a state outlives the state.
+
+
+@rows(lambda row: row.has_slow)
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jitted"])
+def test_slow_params_outlive_a_donated_step(row, jitted):
+    tx = optax.with_extra_args_support(
+        optax.partition({"this": row.build(same), "other": sgd()}, {"w": "this", "b": "other"})
+    )
+
+    @functools.partial(quick_jit, donate_argnums=(0, 1))
+    def step(params, state, i):
+        updates, state = tx.update(gradients(params, i), state, params, **row.extra(params, i))
+        return optax.apply_updates(params, updates), state
+
+    read = quick_jit(slow_params) if jitted else slow_params
+    params = device_params()
+    state = tx.init(params)
+    for i in range(STEPS):
+        slow = read(state, params)
+        before = jax.tree.map(jnp.array, slow)
+        params, state = step(params, state, i)
+        assert_close(slow, before, rtol=0, atol=0)

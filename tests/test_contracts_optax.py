@@ -41,7 +41,7 @@ from transforms_table import (
     target,
 )
 
-from slrla_jax import lookahead, multilayer_lookahead, slrla_sgd, stagewise_prox
+from slrla_jax import adabound, lookahead, multilayer_lookahead, slrla_sgd, stagewise_prox
 
 # The table itself.
 
@@ -265,6 +265,101 @@ def test_a_schedule_is_a_hyperparameter_changed_during_training(row):
     whole = run_row(row, scheduled, steps=12)
     assert_same_run(first, at_steps(whole, np.arange(6)), **ROUNDING)
     assert_same_run(second, at_steps(whole, np.arange(6, 12)), **ROUNDING)
+
+
+@every_row
+def test_optaxs_own_contract_for_inject_hyperparams(row):
+    """The same updates, and inside the state of the transformation that is not injected."""
+    params = device_params()
+    grads, extra = gradients(params, 0), row.extra(params, 0)
+
+    def updated(tx):
+        tx = optax.with_extra_args_support(tx)
+        return quick_jit(lambda: tx.update(grads, tx.init(params), params, **extra))()
+
+    updates, state = updated(row.inject(same))
+    injected_updates, injected = updated(row.inject(optax.inject_hyperparams))
+
+    def is_injected(node):
+        return isinstance(node, optax.InjectStatefulHyperparamsState)
+
+    inside = jax.tree.map(
+        lambda node: node.inner_state if is_injected(node) else node, injected, is_leaf=is_injected
+    )
+    assert_close(injected_updates, updates, **ROUNDING)
+    assert_close(inside, state, **ROUNDING)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"momentum": 0.0}, {"weight_decay": 0.1}, {"beta": 0.0}])
+@pytest.mark.parametrize("anchor_period", [None, 5])
+def test_the_structure_of_slrla_sgd_depends_on_no_number(kwargs, anchor_period):
+    kwargs = {"anchor_period": anchor_period} | kwargs
+    state = slrla_sgd(0.1, **kwargs).init(device_params())
+    injected = optax.inject_hyperparams(slrla_sgd)(0.1, **kwargs).init(device_params())
+    assert jax.tree.structure(injected.inner_state) == jax.tree.structure(state)
+    assert jax.tree.structure(state) == jax.tree.structure(
+        slrla_sgd(0.3, anchor_period=anchor_period).init(device_params())
+    )
+
+
+NARROW = ["bfloat16", "float16", "float8_e4m3fn"]
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jitted"])
+@rows(lambda row: row.name != "adabound" and "slow_dtype" not in row.name)
+def test_hyperparameters_in_the_params_narrow_dtype(row, dtype, jitted):
+    """As `inject_hyperparams` makes them of numbers: checks and steps take every real dtype."""
+    params = jax.tree.map(lambda p: p.astype(dtype), device_params())
+    tx = optax.with_extra_args_support(row.inject(optax.inject_hyperparams))
+    grads = jax.tree.map(jnp.ones_like, params)
+    extra = {"value": 0.0, "grad_fn": lambda params, i: grads}
+    init = quick_jit(tx.init) if jitted else tx.init
+    updates, _ = tx.update(grads, init(params), params, **extra)
+    for leaf in jax.tree.leaves(updates):
+        assert leaf.dtype == dtype
+        assert jnp.isfinite(leaf.astype(jnp.float32)).all()
+
+
+def test_adabounds_settings_in_half_precision():
+    params = jnp.ones(3, jnp.float16)
+    # ε = 1e-8 is 0 there, which is one that can be used.
+    tx = optax.inject_hyperparams(adabound)(0.25)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert (updates < 0).all()
+    # β₂ = 0.999 is 1 in bfloat16, which is none.
+    with pytest.raises(ValueError, match=r"`b2`.*\[0, 1\).*bfloat16.*`hyperparam_dtype`"):
+        optax.inject_hyperparams(adabound)(0.25).init(params.astype(jnp.bfloat16))
+    kept = optax.inject_hyperparams(adabound, hyperparam_dtype=jnp.float32)(0.25)
+    kept.init(params.astype(jnp.bfloat16))
+
+
+def test_long_periods_are_not_rounded_with_the_params():
+    """Counts meet injected periods in full precision: bfloat16 has no 257, and 258 is not 257."""
+    params = jnp.ones(1, jnp.bfloat16)
+
+    def syncs(tx):
+        def step(state, _):
+            _, state = tx.update(params, state, params)
+            return state, optax.tree.get(state, "synced")
+
+        return np.flatnonzero(jax.lax.scan(step, tx.init(params), length=600)[1]) + 1
+
+    tx = optax.inject_hyperparams(lookahead)(optax.sgd(0.0), sync_period=258)
+    np.testing.assert_array_equal(syncs(tx), [258, 516])
+
+    def anchors(tx):
+        def step(state, n):
+            now = n * jnp.ones(1)
+            _, state = tx.update(now, state, now)
+            return state, optax.tree.get(state, "anchor_params")[0]
+
+        state = tx.init(jnp.ones(1, jnp.bfloat16))
+        state = optax.tree.set(state, anchor_params=jnp.zeros(1))
+        return np.unique(jax.lax.scan(step, state, jnp.arange(600.0))[1])
+
+    tx = optax.inject_hyperparams(stagewise_prox)(0.1, stage_length=258)
+    np.testing.assert_array_equal(anchors(tx), [0, 258, 516])
 
 
 # Extra arguments.

@@ -325,3 +325,50 @@ def test_moments_flags_counts_and_keys_at_a_sync(sync_moments, counts, moments, 
     for key, expected in zip(keys, path(mixed())[:2], strict=True):
         np.testing.assert_array_equal(key, expected)
         assert len(np.unique(key, axis=0)) == 7
+
+
+# A model that holds more than arrays, and params without a gradient.
+
+
+@every_row
+def test_a_model_that_holds_functions(row):
+    """As with Equinox: gradients and state are of the arrays alone, the params are the model."""
+    functions = {"activation": jnp.tanh, "layers": [None, jnp.sin]}
+    nones = {"activation": None, "layers": [None, None]}
+    tx = optax.with_extra_args_support(row.build(same))
+    model, state = device_params() | functions, tx.init(device_params() | nones)
+    expected = plain(row)
+
+    def arrays(model):
+        return {name: model[name] for name in PARAMS}
+
+    def extra(model, i):
+        given = row.extra(arrays(model), i)
+        if "grad_fn" in given:
+            given["grad_fn"] = lambda there, k: gradients(arrays(there), i) | nones
+            assert model["activation"] is jnp.tanh
+        return given
+
+    for i in range(STEPS):
+        grads = gradients(arrays(model), i) | nones
+        updates, state = tx.update(grads, state, model, **extra(model, i))
+        assert updates["layers"] == [None, None]
+        model = model | optax.apply_updates(arrays(model), arrays(updates))
+        assert_close(arrays(model), jax.tree.map(lambda path, i=i: path[i], expected.params))
+        if row.has_slow:
+            slow = slow_params(state, model)
+            assert slow["activation"] is jnp.tanh
+            assert_close(arrays(slow), jax.tree.map(lambda path, i=i: path[i], expected.slow))
+
+
+@rows(lambda row: row.has_slow or row.name.startswith("stagewise"))
+def test_params_that_the_state_was_not_made_for(row):
+    """As where a frozen part is unfrozen in the course of training, with the old state."""
+    params = device_params()
+    tx = row.build(same)
+    frozen = optax.masked(tx, {"w": True, "b": False}).init(params).inner_state
+    with pytest.raises(ValueError, match=r"`opt_state` was made for other params.*\['b'\].*init"):
+        tx.update(params, frozen, params)
+    taller = {"w": jnp.ones((3, 3)), "b": params["b"]}
+    with pytest.raises(ValueError, match=r"\['w'\].*\(3, 3\).*\(2, 3\)"):
+        tx.update(taller, tx.init(params), taller)

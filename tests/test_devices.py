@@ -15,7 +15,11 @@ from slrla_jax import (
     LookaheadState,
     Stage,
     StagewiseProxState,
+    adabound,
+    adagrad_norm,
+    adaloss,
     lookahead,
+    lookbehind,
     multilayer_lookahead,
     slow_params,
     slrla,
@@ -283,6 +287,52 @@ def test_map_params_gives_every_leaf_like_a_param_its_sharding(name):
     for leaf in jax.tree.leaves(state):
         spec = {(8, 4): SPECS["w"], (4,): SPECS["b"]}.get(leaf.shape, P())
         assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec), leaf.ndim)
+
+
+SHARDED_STATES = TRANSFORMS | {
+    "lookahead-reset": lambda: lookahead(optax.adam(0.05), 3, 0.5, sync_moments="reset"),
+    "lookahead-slow_dtype": lambda: lookahead(sgd(), 3, 0.5, slow_dtype="float32"),
+    "traced α": lambda: lookahead(sgd(), 3, lambda step: 1.0 - 0.5 * (step < 20)),
+    "lookbehind": lambda: lookbehind(sgd(), 2, 0.1, 0.5, adaptive_rho=True),
+    "adabound": lambda: adabound(0.05, weight_decay=0.01),
+    "adaloss": lambda: adaloss(0.05, momentum=0.9),
+    "adagrad_norm": lambda: adagrad_norm(0.05, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("name", SHARDED_STATES)
+def test_a_sharded_state_beside_replicated_params(name):
+    """ZeRO-1, with the Explicit axes that `jax.make_mesh` has by default."""
+    tx = optax.with_extra_args_support(SHARDED_STATES[name]())
+    dtype = "bfloat16" if "slow_dtype" in name else "float32"
+    mesh = mesh_of((DEVICES,), ("x",), AxisType.Explicit)
+
+    def train(params, state):
+        for _ in range(4):
+            grads = jax.tree.map(jnp.sin, params)
+            extra = {"value": 1.0, "grad_fn": lambda p, i: jax.tree.map(jnp.sin, p)}
+            updates, state = quick_jit(lambda g, s, p, e=extra: tx.update(g, s, p, **e))(
+                grads, state, params
+            )
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), data()[0])
+    expected, _ = train(params, tx.init(params))
+    with jax.set_mesh(mesh):
+        params = jax.device_put(params, NamedSharding(mesh, P()))
+
+        def sharded(leaf):
+            return jax.sharding.reshard(leaf, P("x") if leaf.ndim == 2 else P())
+
+        state = jax.tree.map(sharded, tx.init(params))
+        where = jax.tree.map(lambda leaf: leaf.sharding, state)
+        moved, state = train(params, state)
+        assert jax.tree.map(lambda leaf: leaf.sharding, state) == where
+        if "slow" in name or name in TRANSFORMS:
+            jax.block_until_ready(slow_params(state, moved))
+    rtol = 0.02 if dtype == "bfloat16" else 1e-5
+    assert_close(jax.device_get(moved), jax.device_get(expected), rtol=rtol, atol=1e-6)
 
 
 def test_init_on_one_of_the_devices():

@@ -204,6 +204,81 @@ def test_the_mask_says_which_leaves_are_weights():
     assert_close(again, seen, rtol=0)
 
 
+# A part of the params.
+
+PARTS = {"backbone": {"w": jnp.array([[1.0, -0.0], [2.0, 3.0]])}, "head": jnp.array([0.5, -1.0])}
+TRAINED = {"backbone": False, "head": True}
+
+
+def of_the_head(tx):
+    groups = {"backbone": "freeze", "head": "train"}
+    return optax.partition({"train": tx, "freeze": optax.set_to_zero()}, groups)
+
+
+@jax.grad
+def parts_gradient(params):
+    features = jnp.sum(params["backbone"]["w"], 0)
+    return jnp.sum((params["head"] * features - 1) ** 4) / 100
+
+
+@pytest.mark.parametrize("mask", [TRAINED, lambda params: TRAINED], ids=["tree", "function"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda inner, **mask: slrla_jax.sam(inner, 0.3, **mask),
+        lambda inner, **mask: slrla_jax.asam(inner, 0.3, **mask),
+        lambda inner, **mask: slrla_jax.lookbehind(inner, 3, 0.3, 0.5, **mask),
+        lambda inner, **mask: slrla_jax.lookbehind(inner, 2, 0.3, "adaptive", **mask),
+    ],
+    ids=["sam", "asam", "lookbehind", "lookbehind-adaptive"],
+)
+def test_the_ascent_leaves_out_what_is_frozen(make, mask):
+    """The head moves as if it were all there is; the backbone stands still, bit-for-bit."""
+
+    def grad_fn(there, i):
+        np.testing.assert_array_equal(
+            *(np.asarray(p["backbone"]["w"]).view("uint32") for p in (there, params))
+        )
+        return parts_gradient(there)
+
+    def head_gradient(head):
+        return parts_gradient({"backbone": PARTS["backbone"], "head": head})["head"]
+
+    tx = make(of_the_head(optax.sgd(0.1, momentum=0.9)), ascent_mask=mask)
+    alone = make(optax.sgd(0.1, momentum=0.9))
+    params, head = PARTS, PARTS["head"]
+    state, alone_state = tx.init(params), alone.init(head)
+    for _ in range(3):
+        updates, state = tx.update(parts_gradient(params), state, params, grad_fn=grad_fn)
+        params = optax.apply_updates(params, updates)
+        updates, alone_state = alone.update(
+            head_gradient(head), alone_state, head, grad_fn=lambda p, i: head_gradient(p)
+        )
+        head = optax.apply_updates(head, updates)
+        np.testing.assert_allclose(params["head"], head, rtol=1e-5)
+    np.testing.assert_array_equal(params["backbone"]["w"], PARTS["backbone"]["w"])
+
+
+def test_masked_params_in_grad_fn_are_explained():
+    outside = of_the_head(slrla_jax.sam(optax.sgd(0.1)))
+    grads = parts_gradient(PARTS)
+    with pytest.raises(Exception, match="w") as error:
+        outside.update(
+            grads, outside.init(PARTS), PARTS, grad_fn=lambda p, i: {"w": p["backbone"]["w"]}
+        )
+    assert "`ascent_mask`" in "".join(error.value.__notes__)
+
+
+def test_grad_fn_returns_what_update_is_given():
+    tx = slrla_jax.sam(optax.sgd(0.1))
+    params = {"w": jnp.ones(2)}
+    with pytest.raises(ValueError, match="`grad_fn` must return a tree like the gradients"):
+        tx.update(params, tx.init(params), params, grad_fn=lambda p, i: p["w"])
+    outside = of_the_head(tx)
+    with pytest.raises(ValueError, match=r"`grad_fn` must return.*`ascent_mask`"):
+        outside.update(PARTS, outside.init(PARTS), PARTS, grad_fn=lambda p, i: PARTS)
+
+
 @pytest.mark.parametrize("adaptive_rho", [False, True])
 def test_a_zero_gradient_does_nothing(adaptive_rho):
     tx = slrla_jax.lookbehind(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from flax import linen, nnx
 from flax.core import FrozenDict
@@ -148,6 +149,78 @@ def test_ungoverned_leaves_are_those_of_the_params():
     masked = optax.masked(lookahead(INNER), {"a": True, "b": False, "c": False, "d": False})
     slow = slow_params(masked.init(params), params)
     np.testing.assert_array_equal(slow["b"][0], params["b"][0])
+
+
+# Params that another transformation has laid out anew.
+
+
+@pytest.mark.parametrize("place", ["alone", "chain", "MultiSteps"])
+def test_inside_flatten(place):
+    seen = run(PLACES[place](optax.flatten(lookahead(INNER, 3, 0.5))))
+    assert_close((seen.params, seen.slow), alone())
+
+
+def test_inside_flatten_in_the_dtypes_of_the_params():
+    params = {"w": jnp.ones((2, 3), jnp.bfloat16), "b": jnp.zeros(2)}
+    state = optax.flatten(lookahead(INNER)).init(params)
+    assert_close(slow_params(state, params), params)
+    narrow = {"w": params["w"], "b": jnp.zeros(2, jnp.bfloat16)}
+    state = optax.flatten(lookahead(INNER, slow_dtype="float32")).init(narrow)
+    dtypes = jax.tree.map(lambda leaf: leaf.dtype.name, slow_params(state, narrow))
+    assert dtypes == {"w": "float32", "b": "float32"}
+
+
+def test_inside_flatten_replicated_by_vmap():
+    tx = optax.flatten(lookahead(optax.sgd(1.0), 2, 0.5))
+
+    def train(start):
+        params = {"w": jnp.full((2, 3), start), "b": jnp.zeros(4)}
+        state = tx.init(params)
+        for _ in range(3):
+            updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    params, state = jax.vmap(train)(jnp.array([0.0, 5.0]))
+    slow = slow_params(state, params)
+    np.testing.assert_array_equal(slow["w"], np.full((2, 2, 3), [[[-1.0]], [[4.0]]]))
+    np.testing.assert_array_equal(slow["b"], np.full((2, 4), -1.0))
+
+
+def test_inside_split_real_and_imaginary():
+    start = {"z": jnp.array([1 + 2j, -3j]), "real": jnp.array([0.5, 2.0])}
+
+    def grads(params, i):
+        return jax.tree.map(lambda p: p * (1 + i), params)
+
+    inside = optax.contrib.split_real_and_imaginary(lookahead(INNER, 3, 0.5))
+    expected = run(lookahead(INNER, 3, 0.5), start, grads=grads)
+    assert_close(run(inside, start, grads=grads)[:2], expected[:2])
+
+
+class KeyValue(NamedTuple):
+    key: Any
+    value: Any
+
+
+class Value(NamedTuple):
+    value: Any
+
+
+@pytest.mark.parametrize(
+    ("made_for", "read_with"),
+    [
+        (KeyValue, lambda key, value: {"key": key, "value": value}),
+        (lambda key, value: {"key": key, "value": value}, KeyValue),
+        (lambda a, b: [Value(a), b], lambda a, b: [{"value": a}, b]),
+        (lambda a, b: [Value(a), b], lambda a, b: [a, Value(b)]),
+    ],
+)
+def test_a_field_called_value_is_a_field(made_for, read_with):
+    a, b = jnp.ones(2), jnp.zeros(3)
+    params = made_for(a, b)
+    _, state = lookahead(INNER).update(params, lookahead(INNER).init(params), params)
+    assert_close(slow_params(state, read_with(a + 1, b + 1)), read_with(a, b))
 
 
 # Nested lookaheads.
@@ -357,6 +430,19 @@ def test_bits_that_the_params_lose_stay_in_the_slow_weights():
 
 
 # What it refuses.
+
+
+def test_a_state_that_was_restored_without_its_target():
+    params = {"w": jnp.ones(2)}
+    state = optax.chain(optax.identity(), lookahead(optax.adam(0.1))).init(params)
+    plain = [{}, {name: getattr(state[1], name) for name in state[1]._fields}]
+    with pytest.raises(ValueError, match=re.escape("with `tx.init(params)` as the target")):
+        slow_params(plain, params)
+
+
+def test_a_state_of_something_else_is_named():
+    with pytest.raises(ValueError, match=r"holds no lookahead.*got a ScaleByAdamState"):
+        slow_params(optax.scale_by_adam().init(jnp.ones(2)), jnp.ones(2))
 
 
 @pytest.mark.parametrize("tx", [optax.adam(0.1), optax.identity(), stagewise_prox(0.1, 5)])

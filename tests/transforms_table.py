@@ -277,6 +277,7 @@ TABLE = [
 ]
 
 
+@functools.cache
 def quick_compilation() -> dict[str, Any]:
     """What makes `jax.jit` quick to compile a program that is then slow to run.
 
@@ -300,8 +301,9 @@ def quick_compilation() -> dict[str, Any]:
     return {"compiler_options": {name: x for name, x in options.items() if known(name)}}
 
 
-# Hundreds of programs are compiled here that run for a few steps of eight numbers.
-quick_jit = functools.partial(jax.jit, **quick_compilation())
+def quick_jit(f: Callable[..., Any], **options: Any) -> Any:
+    """`jax.jit` for the hundreds of programs here that run for a few steps of eight numbers."""
+    return jax.jit(f, **quick_compilation(), **options)
 
 
 class Run(NamedTuple):

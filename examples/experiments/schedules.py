@@ -1,0 +1,110 @@
+"""The stages of a run: how long they are, and the learning rate in each."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import optax
+
+from experiments.config import Config
+
+
+class Stages(NamedTuple):
+    """Stages of a run.
+
+    Attributes:
+      learning_rates: of each.
+      lengths: of each, in training steps.
+    """
+
+    learning_rates: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def steps(self) -> int:
+        """Training steps of the run."""
+        return sum(self.lengths)
+
+    @property
+    def ends(self) -> list[tuple[float, int]]:
+        """The learning rate of each stage, and the step after which it is over."""
+        ends = [sum(self.lengths[: q + 1]) for q in range(len(self.lengths))]
+        return list(zip(self.learning_rates, ends, strict=True))
+
+    @property
+    def schedule(self) -> optax.Schedule:
+        """The learning rate of a 0-based training step; the last one ever after."""
+        return optax.join_schedules(
+            [optax.constant_schedule(rate) for rate in self.learning_rates],
+            [end for _, end in self.ends[:-1]],
+        )
+
+
+def stage_lengths(
+    steps: int,
+    milestones: Sequence[float],
+    *,
+    epoch: int = 1,
+    sync_periods: Sequence[int] | None = None,
+) -> tuple[int, ...]:
+    """The training steps of stages that end at milestones, and at the end of the run.
+
+    Args:
+      steps: of the run.
+      milestones: fractions of a run below 1, or epochs; rounded down to whole epochs.
+      epoch: steps of an epoch; 1 for stages that may end at any step.
+      sync_periods: of each stage, if stages are to be whole cycles: a stage is then rounded
+        to the nearest number of cycles, the last one up.
+
+    Raises:
+      ValueError: if a stage would have no step, or no cycle.
+    """
+    ends: list[float] = [m * steps if m < 1 else m * epoch for m in milestones]
+    if sync_periods is None or epoch > 1:
+        ends = [int(end / epoch) * epoch for end in ends]
+    lengths: list[int] = []
+    for q, end in enumerate([*ends, steps]):
+        k = 1 if sync_periods is None else sync_periods[q]
+        left = end - sum(lengths)
+        cycles = -(-left // k) if q == len(ends) else round(left / k)
+        if cycles < 1:
+            unit = f"cycle of {k} steps" if sync_periods else "epoch" if epoch > 1 else "step"
+            span = f"{steps // epoch} epochs" if epoch > 1 else f"{steps} steps"
+            raise ValueError(f"stage {q + 1} of {len(ends) + 1} has no {unit} in {span}")
+        lengths.append(cycles * k)
+    return tuple(lengths)
+
+
+def stages_of(config: Config, steps: int, epoch: int) -> Stages:
+    """The stages of a run of so many steps, with so many in an epoch.
+
+    Raises:
+      ValueError: if a stage would have no step, or no cycle; or if `sync_period` has not a
+        value for each stage.
+    """
+    lengths = stage_lengths(
+        steps,
+        config.milestones,
+        epoch=epoch if config.stages_in == "epochs" else 1,
+        sync_periods=config.each_stage("sync_period") if config.whole_cycles else None,
+    )
+    rates = tuple(config.learning_rate * config.decay**q for q in range(len(lengths)))
+    return Stages(rates, lengths)
+
+
+def with_milestones_that_fit(config: Config, steps: int, epoch: int) -> Config:
+    """The configuration without the milestones that a run is too short for, perhaps with none.
+
+    One is left out if it would be reached at once, or together with another, or only at the end.
+    """
+    periods = config.sync_period
+    fitting: tuple[float, ...] = ()
+    for milestone in config.milestones:
+        more = (*fitting, milestone)
+        of_these = periods[: len(more) + 1] if isinstance(periods, tuple) else periods
+        try:
+            stages_of(replace(config, milestones=more, sync_period=of_these), steps, epoch)
+        except ValueError:
+            continue
+        fitting = more
+    return replace(config, milestones=fitting)

@@ -1,0 +1,206 @@
+"""A run on disk: all that it needs to go on as if it had not stopped.
+
+A checkpoint has the state (params, statistics, the whole optimizer state with slow weights,
+anchors and counters, random keys, the epoch's sums), and the records of the epochs before it.
+The position in the data is the number of steps, since batches are a function of seed and step.
+Orbax writes into a folder of its own and renames it when it is whole, so a process may be
+killed at any time.
+"""
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from experiments.training.steps import State, Tree
+
+KEPT = 2
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be read, written, or gone on with."""
+
+
+class OtherRun(CheckpointError):
+    """A checkpoint of a run with another fingerprint.
+
+    Attributes:
+      names: what differs in it.
+    """
+
+    def __init__(self, message: str, names: Collection[str]):
+        super().__init__(message)
+        self.names = names
+
+
+class Checkpoints:
+    """The checkpoints of one run, the last ones that were saved.
+
+    Args:
+      folder: where they are; made if it is not there.
+      fingerprint: what the run is a function of, as JSON has it. A checkpoint of another run is
+        refused.
+      every: steps between checkpoints within an epoch; None for one at each epoch's end.
+      flag_of: the flag that a value of the fingerprint is given by, for messages.
+
+    Raises:
+      CheckpointError: if the folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: dict[str, Any],
+        every: int | None = None,
+        flag_of: Callable[[str], str] = str,
+    ):
+        self.folder = folder.resolve()
+        self.every = every
+        self._flag_of = flag_of
+        self._fingerprint = json.loads(json.dumps(fingerprint))
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=KEPT, cleanup_tmp_directories=True, create=True
+                ),
+            )
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} cannot be made: {error.strerror}") from error
+
+    @property
+    def last(self) -> int | None:
+        """The step of the last whole checkpoint."""
+        return self._manager.latest_step()
+
+    def steps_until_due(self, step: int) -> int | None:
+        """How many steps after `step` the next checkpoint within an epoch is due."""
+        return None if self.every is None else self.every - step % self.every
+
+    def save(self, step: int, state: State, records: list[dict[str, Any]]) -> None:
+        """Begins to save, and leaves the writing to a thread.
+
+        Raises:
+          CheckpointError: if this or the last checkpoint could not be written.
+        """
+        if self.last == step:
+            return
+        # A copy, since the state's own buffers are given away in the next step.
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)),
+            progress=ocp.args.JsonSave(
+                {
+                    "fingerprint": self._fingerprint,
+                    "records": records,
+                    "arrays": _described(state),
+                }
+            ),
+        )
+        try:
+            self._manager.save(step, args=items)
+        except Exception as error:
+            raise self._not_written(error) from error
+
+    def wait(self) -> None:
+        """Waits for what is being written.
+
+        Raises:
+          CheckpointError: if it could not be.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._not_written(error) from error
+
+    def progress(self) -> tuple[int, dict[str, Any]] | None:
+        """Step of the last checkpoint, and what it has beside the state; None where there is none.
+
+        Raises:
+          CheckpointError: if it is of another run, or damaged.
+        """
+        step = self.last
+        if step is None:
+            return None
+        where = self.folder / str(step)
+        try:
+            items = ocp.args.Composite(progress=ocp.args.JsonRestore())
+            progress = self._manager.restore(step, args=items).progress
+            fingerprint, _ = progress["fingerprint"], progress["records"]
+        except Exception as error:
+            raise CheckpointError(f"{where} cannot be read: {_first_line(error)}") from error
+        if differing := differences(fingerprint, self._fingerprint, self._flag_of):
+            message = f"{where} is of another run: {', '.join(differing.values())}"
+            raise OtherRun(message, differing.keys())
+        return step, progress
+
+    def restore(self, example: Tree) -> tuple[int, State, list[dict[str, Any]]] | None:
+        """Step, state and records of the last checkpoint; None where there is none.
+
+        Args:
+          example: a state (or its shapes, dtypes and shardings) of the run.
+
+        Raises:
+          CheckpointError: if it is of another run, or damaged.
+        """
+        saved = self.progress()
+        if saved is None:
+            return None
+        step, progress = saved
+        where = self.folder / str(step)
+        there, here = progress.get("arrays"), _described(example)
+        if there not in (None, here):  # Older checkpoints do not have it.
+            name = min(n for n in {*there, *here} if there.get(n) != here.get(n))
+            raise CheckpointError(
+                f"{where} is of another run: all flags are the same, but {name} is "
+                f"{there.get(name, 'not')} there and {here.get(name, 'not')} here; it was saved "
+                "by another version of the package, or with other data"
+            )
+        try:
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(example))
+            state = self._manager.restore(step, args=items).state
+        except Exception as error:
+            raise CheckpointError(f"{where} cannot be read: {_first_line(error)}") from error
+        return step, state, progress["records"]
+
+    def close(self) -> None:
+        """Ends Orbax's threads."""
+        self._manager.close()
+
+    def _not_written(self, error: Exception) -> CheckpointError:
+        last = self.last
+        kept = "there is none before it" if last is None else f"the last good one is of step {last}"
+        return CheckpointError(
+            f"a checkpoint in {self.folder} cannot be written: {_first_line(error)}; {kept}"
+        )
+
+
+def differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], flag_of: Callable[[str], str] = str
+) -> dict[str, str]:
+    """What differs in two fingerprints, by its name and in words."""
+
+    def shown(value: Any) -> str:
+        return "not given" if value is None else repr(value)
+
+    return {
+        name: f"{flag_of(name)} is {shown(there.get(name))} there and {shown(here.get(name))} here"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
+    }
+
+
+def _described(tree: Tree) -> dict[str, str]:
+    """Dtype and shape of each array in a tree, by its place."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}"
+        f"[{','.join(map(str, leaf.shape))}]"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

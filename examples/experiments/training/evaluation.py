@@ -1,0 +1,134 @@
+"""Scores: of the slow weights where there are any, of the fast ones beside them.
+
+Batch normalisation's running statistics are those that the fast weights have left, as in the
+code released with the paper. Recalibrated ones are taken anew, for the slow weights, as the
+mean over some training batches.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.data import Dataset, Stream
+from experiments.training.devices import Steps
+from experiments.training.steps import Pool, State, Tree
+
+EVAL_BATCH = 2_000
+RECALIBRATION_BATCHES = 20
+
+Score = tuple[np.ndarray, np.ndarray]
+SlowParams = Callable[[optax.OptState, optax.Params], optax.Params]
+
+
+def evaluate(
+    steps: Steps,
+    pools: dict[str, Pool],
+    dataset: Dataset | Stream,
+    state: State,
+    slow_params: SlowParams | None,
+    recalibration: Callable[[], Iterator[Any]] | None = None,
+) -> dict[str, np.ndarray]:
+    """Losses and accuracies, each with an axis of seeds.
+
+    Args:
+      steps: the compiled steps.
+      pools: images and labels on the devices, by the names `train` and `test`; empty ones for a
+        stream.
+      dataset: what is evaluated on.
+      state: the state to evaluate, as `steps.train` has returned it.
+      slow_params: reads the slow weights from optimizer state and params; None if the params
+        themselves are the weights to evaluate.
+      recalibration: makes an iterator of training batches, as `steps.statistics` takes them;
+        None where there is nothing to recalibrate.
+
+    Returns:
+      `test_loss` and `test_accuracy`; `fast_test_accuracy` where there are slow weights, and
+      `recalibrated_test_accuracy` where there is a `recalibration`; `train_loss` unless the data
+      are a stream, of at most as many training images as there are to test on, so that on a
+      large data set evaluation does not take longer than training.
+    """
+    params = state.params
+    if slow_params is not None:
+        params = jax.jit(slow_params)(state.opt_state, state.params)
+    size = dataset.test_size
+    measured = {}
+    if pools["train"]:
+        part = min(size, dataset.train_size)
+        measured["train_loss"], _ = score(steps, pools, dataset, "train", part, params, state.stats)
+    measured["test_loss"], measured["test_accuracy"] = score(
+        steps, pools, dataset, "test", size, params, state.stats
+    )
+    if slow_params is not None:
+        _, measured["fast_test_accuracy"] = score(
+            steps, pools, dataset, "test", size, state.params, state.stats
+        )
+    if recalibration is not None:
+        stats = recalibrated(steps, pools["train"], params, state.stats, recalibration())
+        _, measured["recalibrated_test_accuracy"] = score(
+            steps, pools, dataset, "test", size, params, stats
+        )
+    return measured
+
+
+def score(
+    steps: Steps,
+    pools: dict[str, Pool],
+    dataset: Dataset | Stream,
+    split: str,
+    size: int,
+    params: Tree,
+    stats: Tree,
+) -> Score:
+    """Mean loss and accuracy over the first `size` examples of a split."""
+    sums = [
+        steps.get_sums(
+            steps.evaluate(
+                pools[split], params, stats, steps.put_batch(batch), steps.put_batch(counted)
+            )
+        )
+        for batch, counted in eval_batches(dataset, split, size, steps.count)
+    ]
+    loss, accuracy = (np.sum(part, axis=0) / size for part in zip(*sums, strict=True))
+    return loss, accuracy
+
+
+def eval_batches(
+    dataset: Dataset | Stream, split: str, size: int, devices: int
+) -> Iterator[tuple[Any, Any]]:
+    """Batches of one size that so many devices can share, and which of their examples count."""
+    if isinstance(dataset, Stream):
+        batch_size = -(-min(EVAL_BATCH // 10, size) // devices) * devices
+        for images, labels in dataset.test_batches(batch_size):
+            missing = batch_size - len(labels)
+            padded = tuple(
+                np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for x in (images, labels)
+            )
+            yield padded, np.arange(batch_size) < len(labels)
+        return
+    batch_size = -(-min(EVAL_BATCH, size) // devices) * devices
+    for start in range(0, size, batch_size):
+        indices = np.arange(start, start + batch_size, dtype=np.int32)
+        yield np.minimum(indices, size - 1), indices < size
+
+
+def recalibrated(
+    steps: Steps, pool: Pool, params: Tree, stats: Tree, batches: Iterator[Any]
+) -> Tree:
+    """The statistics of batch normalisation as means over training batches."""
+    mean, seen = stats, 0
+    for batch in batches:
+        new = steps.statistics(pool, params, stats, batch, seen)
+        seen += 1
+        mean = jax.tree.map(functools.partial(_running_mean, seen), mean, new)
+    if seen == 0:
+        raise ValueError("there are no batches to recalibrate on")
+    return mean
+
+
+def _running_mean(seen: int, mean: jax.Array, x: jax.Array) -> jax.Array:
+    return mean + (x - mean) / seen if jnp.issubdtype(x.dtype, jnp.floating) else mean

@@ -1,0 +1,302 @@
+"""The data sets of the examples in memory: found, read from IDX files, augmented, batched."""
+
+import gzip
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import compare
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from experiments import data
+from experiments.data import DataError, Dataset, batches
+from experiments.data.augment import crop_and_flip
+from experiments.data.idx import read_idx
+from published import write_idx
+
+EXAMPLES = Path(compare.__file__).parent
+
+
+def one_line(error):
+    return "\n" not in str(error.value)
+
+
+# Names.
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        *[(name, name) for name in data.DATASETS],
+        *[(name, "cifar10") for name in ("CIFAR10", "CIFAR-10", "Cifar_10")],
+        ("CIFAR-100", "cifar100"),
+        *[(n, "fashion_mnist") for n in ("Fashion_MNIST", "FashionMNIST", "fashion-mnist")],
+        ("MNIST", "mnist"),
+        *[(name, "imagenet2012") for name in ("ImageNet", "imagenet", "ImageNet2012")],
+    ],
+)
+def test_spellings(spelling, name):
+    assert data.find(spelling) == name
+
+
+def test_unknown_names():
+    with pytest.raises(DataError, match=r"must be one of digits, .*, got 'cifar11'") as error:
+        data.load("cifar11")
+    assert one_line(error)
+
+
+# Images in memory.
+
+
+def test_the_split_of_the_digits_is_fixed():
+    first, second = data.load("digits"), data.load("Digits")
+    assert first.train_images.shape == (600, 8, 8, 1)
+    assert first.test_images.shape == (1197, 8, 8, 1)
+    assert first.image_shape == (8, 8, 1)
+    assert first.train_images.dtype == np.float32
+    assert (first.train_images.min(), first.train_images.max()) == (0, 16)
+    np.testing.assert_array_equal(first.train_images, second.train_images)
+    np.testing.assert_array_equal(first.test_labels, second.test_labels)
+    shares = [
+        np.bincount(labels) / len(labels) for labels in (first.train_labels, first.test_labels)
+    ]
+    np.testing.assert_allclose(*shares, atol=0.002)
+
+
+def test_the_digits_take_no_folder(tmp_path):
+    with pytest.raises(DataError, match="take no data folder"):
+        data.load("digits", tmp_path)
+
+
+def dataset_of(train_images, train_labels, **settings):
+    defaults = {"mean": np.float32([0]), "std": np.float32([1])}
+    return Dataset(
+        name="some",
+        classes=int(max(train_labels)) + 1,
+        train_images=train_images,
+        train_labels=np.int32(train_labels),
+        test_images=train_images[:1],
+        test_labels=np.int32(train_labels[:1]),
+        **{**defaults, **settings},
+    )
+
+
+def test_standardised_in_a_step_or_outside():
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 3), np.uint8)
+    mean, std = [120.5, 110.25, 100.0], [60.0, 50.0, 40.0]
+    dataset = dataset_of(images, [0, 1, 2, 3], mean=np.float32(mean), std=np.float32(std))
+    expected = np.empty(images.shape)
+    for n, y, x, c in np.ndindex(*images.shape):
+        expected[n, y, x, c] = (float(images[n, y, x, c]) - mean[c]) / std[c]
+    for found in (dataset.standardise(images), jax.jit(dataset.standardise)(images)):
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    scaled = dataset.standardise(jnp.asarray(images), input_norm=False)
+    assert isinstance(scaled, jax.Array)
+    np.testing.assert_allclose(scaled, images / 255, rtol=1e-6)
+
+
+def test_the_digits_standardised():
+    digits = data.load("digits")
+    pixels = digits.standardise(digits.train_images)
+    assert abs(pixels.mean()) < 1e-6
+    assert abs(pixels.std() - 1) < 1e-6
+    assert digits.standardise(digits.test_images, input_norm=False).max() == 1
+
+
+def test_fewer_training_images():
+    labels = np.repeat([2, 0, 1], [60, 30, 10])[np.random.default_rng(0).permutation(100)]
+    images = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
+    whole = dataset_of(images, labels)
+    chosen = {n: whole.with_training_images(n) for n in (10, 20, 50, 100)}
+    for n, dataset in chosen.items():
+        assert len(dataset.train_images) == len(dataset.train_labels) == n
+        which = dataset.train_images.ravel()
+        np.testing.assert_array_equal(dataset.train_labels, labels[which])
+        shares = np.bincount(dataset.train_labels, minlength=3)
+        assert np.abs(shares - n * np.array([0.3, 0.1, 0.6])).max() < 1
+        assert dataset.test_images is whole.test_images
+    for small, large in itertools.pairwise(chosen.values()):
+        assert set(small.train_images.ravel()) < set(large.train_images.ravel())
+    np.testing.assert_array_equal(chosen[100].train_images, images)
+
+
+@pytest.mark.parametrize("n", [-1, 0, 9, 601])
+def test_too_few_or_too_many_training_images(n):
+    with pytest.raises(DataError, match=f"cannot train on {n} images of digits: there are 600"):
+        data.load("digits").with_training_images(n)
+
+
+# Batches by index.
+
+
+def test_a_pass_over_the_data_shows_an_image_once():
+    stream = batches(0, examples=11, batch_size=3)
+    first, second = (np.concatenate([next(stream) for _ in range(3)]) for _ in range(2))
+    assert len(set(first)) == len(set(second)) == 9
+    assert list(first) != list(second)
+
+
+def test_the_orders_are_those_of_one_generator():
+    rng = np.random.default_rng(5)
+    expected = [rng.permutation(7)[:6].reshape(2, 3) for _ in range(3)]
+    found = list(itertools.islice(batches(5, examples=7, batch_size=3), 6))
+    np.testing.assert_array_equal(found, np.concatenate(expected))
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 4, 7, 12])
+def test_batches_go_on_where_they_stopped(start):
+    all_of_them = list(itertools.islice(batches(1, 13, 3), 20))
+    rest = list(itertools.islice(batches(1, 13, 3, start=start), 20 - start))
+    np.testing.assert_array_equal(rest, all_of_them[start:])
+
+
+@pytest.mark.parametrize("size", [0, 12])
+def test_batches_that_cannot_be(size):
+    with pytest.raises(ValueError, match=f"batch_size must be from 1 to 11, got {size}"):
+        next(batches(0, 11, size))
+
+
+# Augmentation.
+
+
+def test_crops_and_flips_are_those_of_padded_images():
+    padding, height, width = 2, 4, 5
+    images = np.random.default_rng(0).integers(1, 256, (600, height, width, 2), np.uint8)
+    chosen = np.random.default_rng(1).permutation(600)[:500]
+    augment = jax.jit(crop_and_flip, static_argnums=3)
+    found = np.asarray(augment(jax.random.key(0), images, chosen, padding))
+    assert found.dtype == np.uint8
+    assert found.shape == (500, height, width, 2)
+
+    seen = []
+    for image, result in zip(images[chosen], found, strict=True):
+        padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+        fits = []
+        for top, left, flip in np.ndindex(2 * padding + 1, 2 * padding + 1, 2):
+            crop = padded[top : top + height, left : left + width]
+            if np.array_equal(crop[:, ::-1] if flip else crop, result):
+                fits.append((top, left, flip))
+        assert len(fits) == 1
+        seen += fits
+    # Each of the 50 ways is as likely as the others: 10 ± 3.2 of 500.
+    counts = np.unique(np.array(seen), axis=0, return_counts=True)[1]
+    assert len(counts) == 50
+    assert ((counts - 10.0) ** 2 / 10).sum() < 100
+
+    np.testing.assert_array_equal(found, augment(jax.random.key(0), images, chosen, padding))
+    assert (found != augment(jax.random.key(1), images, chosen, padding)).any()
+    as_floats = augment(jax.random.key(0), np.float32(images), chosen, padding)
+    np.testing.assert_array_equal(as_floats, np.float32(found))
+
+
+def test_no_padding_flips_only():
+    images = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4, 1).repeat(8, axis=0)
+    found = np.asarray(crop_and_flip(jax.random.key(0), images, np.arange(16), 0))
+    flipped = (found == images[:, :, ::-1]).all(axis=(1, 2, 3))
+    np.testing.assert_array_equal(found[~flipped], images[~flipped])
+    assert set(flipped) == {False, True}
+
+
+# Folders of IDX files.
+
+
+def make_idx_folder(folder, suffix, shape=(5, 6), before_idx="-"):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, size in (("train", 40), ("t10k", 20)):
+        arrays[split] = rng.integers(0, 256, (size, *shape)), rng.integers(0, 10, size)
+        write_idx(folder / f"{split}-images{before_idx}idx3-ubyte{suffix}", arrays[split][0])
+        write_idx(folder / f"{split}-labels{before_idx}idx1-ubyte{suffix}", arrays[split][1])
+    return arrays
+
+
+@pytest.mark.parametrize("suffix", [".gz", ""])
+@pytest.mark.parametrize("before_idx", ["-", "."])
+def test_idx_folders(tmp_path, suffix, before_idx):
+    arrays = make_idx_folder(tmp_path, suffix, before_idx=before_idx)
+    dataset = data.load("Fashion-MNIST", tmp_path)
+    assert (dataset.name, dataset.classes) == ("fashion_mnist", 10)
+    assert dataset.train_images.dtype == np.uint8
+    np.testing.assert_array_equal(dataset.train_images[..., 0], arrays["train"][0])
+    np.testing.assert_array_equal(dataset.test_labels, arrays["t10k"][1])
+    pixels = arrays["train"][0]
+    expected = (arrays["t10k"][0] - pixels.mean()) / pixels.std()
+    found = dataset.standardise(dataset.test_images)[..., 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_comparison_on_an_idx_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_idx_folder(tmp_path, ".gz")
+    flags = "--dataset fashion_mnist --batch_size 8 --network softmax --epochs 2 --seeds 2"
+    flags += f" --optimizers sla --stages 0.5 --data_path {tmp_path}"
+    assert compare.main(flags.split()) == 0
+    records = (tmp_path / "runs/fashion_mnist-1/metrics.jsonl").read_text().splitlines()
+    assert len([json.loads(record) for record in records]) == 2 * 3
+
+
+def damage(folder, kind):
+    images = folder / "train-images-idx3-ubyte.gz"
+    labels = folder / "train-labels-idx1-ubyte.gz"
+    if kind == "missing":
+        images.unlink()
+    elif kind == "truncated":
+        images.write_bytes(images.read_bytes()[:-200])
+    elif kind == "not gzip":
+        images.write_bytes(b"<html>404 Not Found</html>")
+    elif kind == "short":
+        with gzip.open(images, "rb") as file:
+            content = file.read()
+        with gzip.open(images, "wb") as file:
+            file.write(content[:-1])
+    elif kind == "swapped":
+        images.write_bytes(labels.read_bytes())
+    elif kind == "fewer labels":
+        write_idx(labels, np.zeros(39))
+    elif kind == "eleven classes":
+        write_idx(labels, np.full(40, 10))
+    elif kind == "empty":
+        write_idx(images, np.zeros((0, 5, 6)))
+        write_idx(labels, np.zeros(0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "no train-images-idx3-ubyte or train-images.idx3-ubyte, gzipped or not"),
+        ("truncated", "train-images-idx3-ubyte.gz cannot be read"),
+        ("not gzip", "train-images-idx3-ubyte.gz cannot be read"),
+        ("short", "should hold 1,200 bytes after its header, not 1,199"),
+        ("swapped", "is not an IDX file of bytes in 3 dimensions"),
+        ("fewer labels", "40 images but 39 labels"),
+        ("eleven classes", "labels from 0 to 9"),
+        ("empty", "labels from 0 to 9"),
+    ],
+)
+def test_damaged_idx_folders(tmp_path, kind, message):
+    make_idx_folder(tmp_path, ".gz")
+    damage(tmp_path, kind)
+    with pytest.raises(DataError, match=message) as error:
+        data.load("mnist", tmp_path)
+    assert one_line(error)
+
+
+def test_an_absurd_idx_header(tmp_path):
+    path = tmp_path / "images"
+    path.write_bytes(bytes([0, 0, 8, 3]) + 12 * b"\xff")
+    with pytest.raises(DataError, match="should hold"):
+        read_idx(path, 3)
+
+
+def test_nothing_is_imported_before_it_is_needed():
+    code = "import sys, data; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=EXAMPLES, capture_output=True, text=True, check=True
+    )
+    heavy = {"grain", "jax", "requests", "sklearn", "tensorflow", "tensorflow_datasets"}
+    assert not set(done.stdout.split()) & heavy
