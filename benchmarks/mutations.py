@@ -52,6 +52,8 @@ def main() -> int:
     flags = parser.parse_args()
     listed = tomllib.loads((HERE / "mutations.toml").read_text())["changes"]
     changes = [c for c in listed if flags.only in c["file"] or flags.only in c["what"]]
+    if not changes:
+        sys.exit(f"No change has {flags.only!r} in its file or in what it breaks.")
     outdated = [c for c in changes if occurrences(c) != 1 or c["old"] == c["new"]]
     for change in outdated:
         print(f"Does not apply: {change['file']}: {change['what']}\n{change['old']}\n")
@@ -59,7 +61,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(flags.jobs) as pool:
         copies = [copied(Path(work) / str(n)) for n in range(flags.jobs)]
         named = sorted({test for c in changes for test in shlex.split(c["tests"])})
-        parts = [named[n :: flags.jobs] for n in range(flags.jobs)]
+        parts = [named[n :: flags.jobs] for n in range(min(flags.jobs, len(named)))]
         for done in pool.map(run_tests, copies, parts):
             if done.returncode:
                 sys.exit(f"The tests must pass on the unchanged code.\n{done.stdout}{done.stderr}")
