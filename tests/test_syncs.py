@@ -1,5 +1,6 @@
 """What a sync does to the state of the inner optimizer, and what a state tells of its moments."""
 
+import collections
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -234,6 +235,44 @@ def test_only_fields_can_be_declared():
         declare_moments(inner_states=("inside",))(TraceState)
     with pytest.raises(TypeError, match="NamedTuple or a dataclass"):
         declare_moments()(Undeclared)
+
+
+# The order of a dict's keys
+
+
+def test_a_plain_dict_is_read_in_the_order_that_a_compiled_function_gives_it_too():
+    """Its keys come back from there in another order than they were filled in."""
+    inner = optax.partition(
+        {"z": optax.sgd(0.1, 0.5), "a": optax.sgd(0.1, 0.9)}, {"w": "z", "b": "a"}
+    )
+    tx = lookahead(inner, 2, 0.5, sync_moments="pullback")
+    params = {"w": jnp.array(1.0), "b": jnp.array(-3.0)}
+    update, ends = jax.jit(tx.update), []
+    for updates_by in ((tx.update,) * 4, (tx.update, update, update, tx.update)):
+        now, state = params, tx.init(params)
+        for one in updates_by:
+            updates, state = one(now, state, now)
+            now = optax.apply_updates(now, updates)
+        ends.append(now)
+    for name in params:
+        np.testing.assert_allclose(ends[0][name], ends[1][name], rtol=1e-6)
+
+
+def test_an_ordered_dict_is_read_in_its_own_order():
+    """Whatever its keys are, for JAX does not sort them."""
+    trace = optax.trace(0.5)
+
+    def init(params):
+        return collections.OrderedDict([("b", trace.init(params)), (1, trace.init(params))])
+
+    def update(updates, state, params=None):
+        updates, first = trace.update(updates, state["b"])
+        return updates, collections.OrderedDict([("b", first), (1, first)])
+
+    tx = lookahead(optax.GradientTransformation(init, update), 1, 0.5, sync_moments="reset")
+    _, state = tx.update(jnp.ones(()), tx.init(jnp.ones(())), jnp.ones(()))
+    assert list(state.inner_state) == ["b", 1]
+    assert state.inner_state["b"].trace == state.inner_state[1].trace == 0
 
 
 # States of others
