@@ -46,7 +46,7 @@ def test_adagrad_norm_follows_the_formula():
         b_squared += (g.real**2 + g.imag**2).sum()
         theta = theta - 0.3 / np.sqrt(b_squared) * g
         expected.append(theta)
-    np.testing.assert_allclose(run(slrla_jax.adagrad_norm(0.3, 2.0)), expected, rtol=1e-6)
+    np.testing.assert_allclose(run(slrla_jax.adagrad_norm(0.3, 2.0)), expected, rtol=1e-10)
 
 
 def test_the_penalty_of_slrla_is_that_of_absolute_values():
