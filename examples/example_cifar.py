@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from experiments import optimizers
 from experiments.config import Config
-from experiments.data import Dataset, Stream
+from experiments.data import Data
 from experiments.optimizers import OPTIMIZERS
 from experiments.running import command_line, flags
 from experiments.running.launch import Job
@@ -127,7 +127,7 @@ def make_job(args: argparse.Namespace, parser: flags.Parser) -> Job:
     return command_line.job_of(args, parser, model, config, stages_of(config, steps, epoch))
 
 
-def as_released(dataset: Dataset | Stream) -> Dataset | Stream:
+def as_released(dataset: Data) -> Data:
     """The data set with the deviations that Lookbehind's code divides CIFAR-10 by."""
     if dataset.name != "cifar10":
         return dataset

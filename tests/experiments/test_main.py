@@ -33,6 +33,7 @@ def cifar():
         classes=10,
         mean=np.full(3, 125, "f4"),
         std=np.full(3, 60, "f4"),
+        augmented=True,
         train_images=train,
         train_labels=train_labels,
         test_images=test,
@@ -122,7 +123,7 @@ def test_the_released_meaning_of_the_flags(cifar, monkeypatch, flags, tx, slow):
     made = job(f"{TEN} {flags}")
     np.testing.assert_allclose(path(made.run.tx), path(tx), rtol=1e-5, atol=1e-6)
     assert (made.run.slow_params is not None) == slow
-    assert made.run.model.augmented
+    assert made.run.dataset.augmented
     np.testing.assert_allclose([rate for rate, _ in made.stages], [0.1, 0.02, 0.004, 0.0008])
     assert [end for _, end in made.stages] == [6, 12, 16, 20]
     np.testing.assert_allclose(made.learning_rate(15), 0.004, rtol=1e-6)

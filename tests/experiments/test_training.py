@@ -51,7 +51,7 @@ class Dropped(nnx.Module):
 
 def make_run(dataset, network=Dropped, *, one_device=True, tx=None, **settings):
     make = functools.partial(network, dataset.image_shape, dataset.classes)
-    model = training.Model(make, dataset, augmented=settings.pop("augmented", False))
+    model = training.Model(make, dataset)
     if one_device:
         settings["devices"] = jax.devices()[:1]
     return training.Run(
@@ -170,7 +170,14 @@ def test_the_optimizer_gets_loss_and_further_gradients(small):
 
 def test_augmentation_is_a_function_of_seed_and_step(small):
     one, again, other = (
-        records(make_run(small, networks.SoftmaxRegression, augmented=augmented, epochs=1, steps=6))
+        records(
+            make_run(
+                dataclasses.replace(small, augmented=augmented),
+                networks.SoftmaxRegression,
+                epochs=1,
+                steps=6,
+            )
+        )
         for augmented in (True, True, False)
     )
     assert one == again

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from experiments import data
 from experiments import models as networks
 from experiments.config import Config
-from experiments.data import DataError, Dataset, Stream
+from experiments.data import DataError, Dataset
 from experiments.optimizers import OPTIMIZERS
 from experiments.reporting import measures, report
 from experiments.reporting.measures import Measure
@@ -140,7 +140,7 @@ def dataset_of(args: argparse.Namespace, parser: flags.Parser) -> Dataset:
         dataset = data.load(args.dataset, args.data_path)
     except DataError as error:
         parser.error(f"--data_path: {error}")
-    if isinstance(dataset, Stream):
+    if not isinstance(dataset, Dataset):
         parser.error(f"--dataset: must be one that fits into memory, got {dataset.name}")
     if args.train_images is not None:
         try:

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.data import Dataset, Stream
-from experiments.data import batches as index_batches
+from experiments.data import Data
 from experiments.training import devices
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluation import RECALIBRATION_BATCHES, SlowParams, evaluate
@@ -61,7 +60,7 @@ class Run:
 
     label: str
     model: Model
-    dataset: Dataset | Stream
+    dataset: Data
     tx: optax.GradientTransformation
     slow_params: SlowParams | None
     epochs: int
@@ -284,22 +283,14 @@ def flops_per_step(run: Run) -> float | None:
     return devices.flops_per_step(run.model, run.tx, (images, labels), ())
 
 
-def _pools(dataset: Dataset | Stream, put: Callable[[Any], Any]) -> dict[str, Any]:
-    """The images and labels on the devices, by split."""
-    if isinstance(dataset, Stream):
-        return {"train": (), "test": ()}
-    return {
-        "train": put((dataset.train_images, dataset.train_labels)),
-        "test": put((dataset.test_images, dataset.test_labels)),
-    }
+def _pools(dataset: Data, put: Callable[[Any], Any]) -> dict[str, Any]:
+    """The images and labels on the devices, by split; empty ones where batches bring their own."""
+    return {split: put(dataset.pool(split)) for split in ("train", "test")}
 
 
 def _batches(run: Run, seeds: Sequence[int], start: int) -> Iterator[Any]:
     """Batches with a leading axis of seeds, from step `start` on."""
-    if isinstance(run.dataset, Stream):
-        streams = [run.dataset.train_batches(s, run.batch_size, start) for s in seeds]
-    else:
-        streams = [index_batches(s, run.dataset.train_size, run.batch_size, start) for s in seeds]
+    streams = [run.dataset.train_batches(seed, run.batch_size, start) for seed in seeds]
     for parts in zip(*streams, strict=True):
         yield jax.tree.map(lambda *x: np.stack(x), *parts)
 
