@@ -29,7 +29,7 @@ from experiments.reporting import measures, report
 from experiments.reporting.measures import Measure
 from experiments.running import flags
 from experiments.schedules import stages_of, with_milestones_that_fit
-from experiments.training import Diverged, Model, Run, State, train
+from experiments.training import Diverged, Model, Run, train
 
 Tree = Any
 Record = dict[str, Any]
@@ -206,9 +206,8 @@ class Trained(NamedTuple):
 
 def train_one(run: Run, seed: int, **options: Any) -> Trained:
     """Trains from a seed to the end, with the options of `training.train`."""
-    ends: list[State] = []
-    *_, last = train(run, [seed], on_end=ends.append, **options)
-    state, params = ends[0], ends[0].params
+    *_, last = train(run, [seed], **options)
+    state, params = last.state, last.state.params
     if run.slow_params is not None:
         params = run.slow_params(state.opt_state, params)
     return Trained(params, state.stats, last.record)

@@ -101,10 +101,14 @@ class Epoch(NamedTuple):
       record: results, a function of the run and the seed alone.
       timing: `seconds` of training, of which `waited` for data; `images_per_second`; and beside
         these, in the first epoch of a process, `first_step`: seconds with its compilation.
+      state: what the epoch ended with, with a leading axis of seeds if they are several. It is
+        given away in the next step, so it holds until the next entry is asked for. None for
+        the epochs before the last checkpoint.
     """
 
     record: Record
     timing: Record
+    state: State | None
 
 
 class Stop:
@@ -131,7 +135,6 @@ def train(
     stop: Stop | None = None,
     start: Callable[[Model, optax.GradientTransformation, int], State] = init_state,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
-    on_end: Callable[[State], None] = lambda state: None,
 ) -> Iterator[Epoch]:
     """Trains from some seeds together, and yields one entry per epoch and seed.
 
@@ -147,7 +150,6 @@ def train(
       start: makes the state before the first step from model, optimizer and seed; another than
         `init_state` may go on from weights that are there, which are given away.
       on_step: is told the step and its mean loss, some steps late so that nobody waits.
-      on_end: is given the state after the last step, with an axis of seeds if they are several.
 
     Yields:
       An `Epoch` for each epoch and seed, in this order.
@@ -165,8 +167,8 @@ def train(
     done, compiled = 0, False
     if checkpoints is not None and (saved := checkpoints.restore(initial)) is not None:
         done, initial, records = saved
-        yield from (Epoch(record, {}) for record in records)
     state = steps.put_state(initial)
+    yield from (Epoch(record, {}, state if record["steps"] == done else None) for record in records)
 
     stream = _batches(run, seeds, start=done)
     pending: collections.deque[tuple[int, jax.Array]] = collections.deque()
@@ -258,12 +260,11 @@ def train(
         records += new
         state = state._replace(loss=state.loss * 0, correct=state.correct * 0)
         save()
-        yield from (Epoch(record, timing) for record in new)
+        yield from (Epoch(record, timing, state) for record in new)
         if epoch < run.epochs:
             leave_if_asked()
     if checkpoints is not None:
         checkpoints.wait()
-    on_end(state)
 
 
 def _together(states: Sequence[State]) -> State:
