@@ -244,7 +244,7 @@ def test_a_run_leaves_its_settings_and_goes_on(here, capsys):
         main.main([*flags.split(), "--lr", "x"])
     assert "--lr: must be a positive number" in capsys.readouterr().err
     assert main.main(flags.split()) == 2
-    assert "--resume would go on with it" in capsys.readouterr().err
+    assert "--resume resumes it" in capsys.readouterr().err
     assert main.main([*flags.split(), "--resume", "--lr", "0.3"]) == 1
     assert "of another run: --lr is 0.1 there and 0.3 here" in capsys.readouterr().err
     # What is only written of a run may be another.
