@@ -137,7 +137,9 @@ def as_released(dataset: Data) -> Data:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = make_parser()
-    return command_line.run_job("example_cifar.py", make_job(parser.parse_args(argv), parser))
+    return command_line.run_job(
+        "example_cifar.py", lambda: make_job(parser.parse_args(argv), parser)
+    )
 
 
 if __name__ == "__main__":

@@ -365,7 +365,7 @@ def test_only_a_finished_run_is_extended(here, capsys, monkeypatch):
     with monkeypatch.context() as stopped:
         asked = iter([False] * 20 + [True])
         stopped.setattr(
-            "experiments.training.Stop.requested", property(lambda self: next(asked)), raising=False
+            "experiments.signals.Stop.requested", property(lambda self: next(asked)), raising=False
         )
         assert main.main(flags) == 143
     assert "--extend_epochs: seed 0 is at step 20 of 30 in runs/mine; " in error("--resume")

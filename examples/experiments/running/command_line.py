@@ -3,7 +3,9 @@
 import argparse
 import functools
 import shlex
+import signal
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -272,22 +274,22 @@ def job_of(
     )
 
 
-def run_job(program: str, job: Job, again: str = "--resume") -> int:
-    """Runs a job; what goes wrong is one line. Returns the exit code.
+def run_job(program: str, make_job: Callable[[], Job], again: str = "--resume") -> int:
+    """Makes and runs a job; what goes wrong is one line. Returns the exit code.
 
     Args:
       program: the name that the line begins with.
-      job: what to run.
-      again: what goes on with an interrupted run, in words.
+      make_job: makes the job, which may take a while.
+      again: what resumes an interrupted run, in words.
     """
     try:
-        launch(job, Console())
+        launch(make_job(), Console())
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; {again} goes on from the last checkpoint", file=sys.stderr)
+        print(f"{program}: interrupted before the training began", file=sys.stderr)
         return 130
     except Stopped as error:
-        print(f"{program}: {error}; {again} goes on from there", file=sys.stderr)
-        return 143
+        print(f"{program}: {error}; {again} resumes from there", file=sys.stderr)
+        return 128 + (error.number or signal.SIGTERM)
     except LaunchError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2

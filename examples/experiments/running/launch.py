@@ -20,7 +20,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments.folders import FolderError, run_folder
 from experiments.reporting import report
-from experiments.training import Checkpoints, Epoch, OtherRun, Run, Stop, flops_per_step, train
+from experiments.signals import Stop
+from experiments.training import Checkpoints, Epoch, OtherRun, Run, flops_per_step, train
 
 Record = dict[str, Any]
 
@@ -82,8 +83,8 @@ def launch(job: Job, console: Console) -> list[Record]:
     """
     check_flags(job)
     try:
-        with run_folder(job.folder, resume=job.resume):
-            return train_all(job, console)
+        with run_folder(job.folder, resume=job.resume), Stop() as stop:
+            return train_all(job, console, stop)
     except FolderError as error:
         raise LaunchError(f"--exp_name: {error}") from error
 
@@ -98,7 +99,7 @@ def check_flags(job: Job) -> None:
         raise LaunchError(f"--extend_epochs: there is no run in {job.folder}")
 
 
-def train_all(job: Job, console: Console) -> list[Record]:
+def train_all(job: Job, console: Console, stop: Stop) -> list[Record]:
     """Trains every seed in the job's folder; as `launch`."""
     groups = [list(job.seeds)] if job.together else [[seed] for seed in job.seeds]
     if job.resume:
@@ -108,7 +109,6 @@ def train_all(job: Job, console: Console) -> list[Record]:
     console.print(*introduction, sep="\n", highlight=False, soft_wrap=True)
     records: list[Record] = []
     with ExitStack() as open_things:
-        stop = open_things.enter_context(Stop())
         log = open_things.enter_context(Log(job, console))
         for seeds in groups:
             checkpoints = checkpoints_of(job, seeds)

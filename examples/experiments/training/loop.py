@@ -3,12 +3,10 @@
 import bisect
 import collections
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +14,7 @@ import numpy as np
 import optax
 
 from experiments.data import Data
+from experiments.signals import Stop
 from experiments.training import devices
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluation import RECALIBRATION_BATCHES, SlowParams, evaluate
@@ -32,7 +31,15 @@ class Diverged(Exception):
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and has saved what there is."""
+    """The run was asked to stop, and has saved what there is if it has checkpoints.
+
+    Attributes:
+      number: of the signal that asked, if one did.
+    """
+
+    def __init__(self, message: str, number: int | None = None):
+        super().__init__(message)
+        self.number = number
 
 
 @dataclass(frozen=True)
@@ -111,22 +118,6 @@ class Epoch(NamedTuple):
     state: State | None
 
 
-class Stop:
-    """Turns SIGTERM into a request, which the loop grants after the step it is in."""
-
-    requested = False
-
-    def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGTERM, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-
-    def _request(self, _: int, __: FrameType | None) -> None:
-        self.requested = True
-
-
 def train(
     run: Run,
     seeds: Sequence[int],
@@ -192,7 +183,7 @@ def train(
             save()
             if checkpoints is not None:
                 checkpoints.wait()
-            raise Stopped(f"stopped after {done} of {run.steps} steps")
+            raise Stopped(f"stopped after {done} of {run.steps} steps", stop.number)
 
     def recalibration() -> Iterator[Any]:
         for batch, _ in zip(
