@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -375,6 +376,29 @@ def test_a_damaged_checkpoint_is_one_line(small, tmp_path, part):
     with pytest.raises(CheckpointError, match=r"2 cannot be read: ") as error:
         records(run, checkpoints=Checkpoints(tmp_path, {}))
     assert "\n" not in str(error.value)
+
+
+def test_flipped_bits_are_noticed(small, tmp_path):
+    """In the arrays of the newest checkpoint; the message names the older one beside it."""
+    run = make_run(small, networks.SoftmaxRegression, epochs=1, steps=4)
+    saved = Checkpoints(tmp_path / "saved", {}, every=2)
+    records(run, checkpoints=saved)
+    _, state, _ = saved_state(saved, run)
+    rng, said = np.random.default_rng(0), []
+    for n in range(12):  # Each in a folder of its own: what was read once is not read again.
+        folder = tmp_path / str(n)
+        shutil.copytree(tmp_path / "saved", folder)
+        files = [path for path in (folder / "4" / "state").rglob("*") if path.is_file()]
+        file = max(files, key=lambda path: path.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[rng.integers(len(content))] ^= 1
+        file.write_bytes(content)
+        try:
+            assert_same_bits(saved_state(Checkpoints(folder, {}), run)[1], state)
+        except CheckpointError as error:
+            said.append(str(error))
+    assert len(said) >= 6
+    assert all("to resume from step 2" in message and "\n" not in message for message in said)
 
 
 def test_divergence_names_the_last_good_checkpoint(small, tmp_path):
