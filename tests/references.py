@@ -322,3 +322,35 @@ def multilayer_lookahead(
         outermost = theta
         theta = step_of_layer(len(ks), theta)
         path.sync(theta)
+
+
+def lookaheads_of_their_own_periods(
+    path: Path,
+    gradient: Gradient,
+    eta: Schedule,
+    alphas: Sequence[float],
+    periods: Sequence[int],
+    theta: np.ndarray,
+    A: SGD,
+    sync_moments: str = "keep",
+) -> None:
+    """Lookaheads around one another, innermost first, each counting optimizer steps.
+
+    Where the periods are no multiples of one another, a sync of an outer one is in the midst
+    of a cycle of an inner one, which goes on from there with the slow weights that it has.
+    """
+    v, starts = theta, [(theta, A.moments)] * len(periods)
+    while True:
+        s = path.next_step()
+        for n, k in enumerate(periods):
+            if s % k == 0:
+                starts[n] = v, A.moments
+        v = A.step(v, gradient(v, s), eta(s))
+        path.add(v, starts[-1][0])
+        for alpha, k, (slow, moments) in zip(alphas, periods, starts, strict=True):
+            if (s + 1) % k == 0:
+                v = slow + alpha * (v - slow)
+                A.sync(sync_moments, moments, alpha)
+        path.fast[-1] = v
+        if (s + 1) % periods[-1] == 0:
+            path.sync(v)

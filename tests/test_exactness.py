@@ -557,3 +557,131 @@ def test_float32_slow_weights_survive_the_beginning_of_a_cycle():
     params, state = step((), params, state, gradients)
     np.testing.assert_array_equal(state.cycle_start_params, want)
     np.testing.assert_array_equal(slow_params(state, params), want)
+
+
+# At a limit that is taken exactly, the derivative is that of the formula
+
+
+def test_the_derivative_with_respect_to_alpha_where_it_is_one():
+    """θ + α (v − θ) after a sync, from 0 to −1 and −2 with slope 1: v − θ = −2."""
+
+    def end(alpha):
+        tx = slrla_jax.lookahead(descent(), 2, alpha)
+        params, state = jnp.zeros(()), tx.init(jnp.zeros(()))
+        for _ in range(2):
+            updates, state = tx.update(jnp.ones(()), state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    value, slope = jax.value_and_grad(end)(1.0)
+    assert (value, slope) == (-2, -2)
+    assert jax.grad(end)(0.5) == -2
+
+
+def test_the_derivative_with_respect_to_beta_where_it_is_zero():
+    """g + β (v − a), half a stage away from its anchor."""
+
+    def pulled(beta):
+        tx = slrla_jax.stagewise_prox(beta, 5)
+        _, state = tx.update(jnp.ones(()), tx.init(jnp.ones(())), jnp.ones(()))
+        return tx.update(jnp.ones(()), state, jnp.array(4.0))[0]
+
+    assert jax.value_and_grad(pulled)(0.0) == (1, 3)
+
+
+def test_the_derivative_with_respect_to_the_step_size_of_lookbehind_where_it_is_one():
+    def end(alpha):
+        tx = slrla_jax.lookbehind(descent(), 2, 0.0, alpha)
+        params = jnp.array(3.0)
+        return tx.update(params, tx.init(params), params, grad_fn=lambda p, i: jnp.ones(()))[0]
+
+    assert jax.value_and_grad(end)(1.0) == (-2, -2)
+
+
+def test_the_derivative_of_slow_weights_with_bits_that_the_params_lost():
+    """Read between a sync and the next step, they are the params to first order."""
+    tx = slrla_jax.lookahead(optax.sgd(2.0**-7), 1, 0.125, slow_dtype="float32")
+    params = jnp.ones(2, "bfloat16")
+    updates, state = tx.update(params, tx.init(params), params)
+    params = optax.apply_updates(params, updates)
+    slope = jax.grad(lambda params: jnp.sum(slow_params(state, params)))(params)
+    np.testing.assert_array_equal(np.asarray(slope, float), [1, 1])
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_derivatives_where_a_norm_is_zero_are_finite(adaptive):
+    def end(grads):
+        tx = slrla_jax.lookbehind(descent(), 2, 0.3, "adaptive" if adaptive else 0.5)
+        params = jnp.ones(3)
+        return jnp.sum(tx.update(grads, tx.init(params), params, grad_fn=lambda p, i: grads)[0])
+
+    assert np.all(np.isfinite(jax.grad(end)(jnp.zeros(3))))
+
+    def bounded(grads):
+        tx = slrla_jax.adabound(0.1, eps=0.0)
+        return jnp.sum(tx.update(grads, tx.init(jnp.ones(3)), jnp.ones(3))[0])
+
+    assert np.all(np.isfinite(jax.grad(bounded)(jnp.array([0.0, 1.0, 0.0]))))
+
+
+# Numbers at the ends of what a dtype holds
+
+
+@pytest.mark.parametrize("compiled", [in_one, apart])
+def test_float16_params_below_its_normal_numbers_are_what_the_slow_weights_round_to(compiled):
+    """Entries of 2⁻¹⁸ and multiples of 2⁻²⁴, which is all that float16 has there."""
+    tx, units = slrla_jax.lookahead(descent(), 2, 0.25, slow_dtype="float32"), 2.0**-24
+    params = jnp.asarray(units * np.arange(60, 70), "float16")
+    step, state = compiled(lambda: tx), tx.init(params)
+    theta = np.asarray(params, "float64")
+    for n in range(8):
+        if n % 2 == 0:
+            v = np.asarray(params, "float64")
+        params, state = step((), params, state, jnp.full(10, 3 * units, "float16"))
+        v = v - 3 * units
+        if n % 2 == 1:
+            theta = theta + 0.25 * (v - theta)
+            np.testing.assert_array_equal(slow_params(state, params), theta)
+            rounded = units * np.round(theta / units)
+            np.testing.assert_array_equal(np.asarray(params, "float64"), rounded)
+
+
+# A change before the first step
+
+
+@pytest.mark.parametrize("lengths", [4, [4, 4]])
+def test_the_anchor_of_the_first_stage_is_that_of_its_first_step(lengths):
+    """Not that of `init`, where params are changed in between."""
+    tx = slrla_jax.stagewise_prox(0.5, lengths)
+    state = tx.init(jnp.array(3.0))
+    for v in (10.0, 9.0):
+        updates, state = tx.update(jnp.zeros(()), state, jnp.array(v))
+        assert updates == 0.5 * (v - 10)
+
+
+def test_stages_that_share_a_slow_step_size_have_it_as_a_number():
+    """So α = 1 is left out of the program of all of them, as it is out of one lookahead's."""
+
+    def has_a_limit(stages):
+        tx = slrla_jax.slrla(lambda lr: descent(), stages)
+        state = tx.init(jnp.ones(7))
+        return "custom_jvp" in str(jax.make_jaxpr(tx.update)(jnp.ones(7), state, jnp.ones(7)))
+
+    shared = [Stage(2, 0.1, slow_step_size=1.0), Stage(1, 0.1, slow_step_size=1.0)]
+    assert not has_a_limit(shared)
+    assert has_a_limit([shared[0], Stage(1, 0.1, slow_step_size=0.5)])
+
+
+# One program or two
+
+
+def test_a_step_back_of_half_precision_is_the_same_in_one_program_and_in_two():
+    """From 1 to what 0.998 of the way to 0 rounds to: bfloat16 has no update that leads there."""
+    tx, ends = slrla_jax.lookahead(descent(), 1, 0.998), []
+    for compiled in (in_one, apart):
+        params = jnp.ones(5, "bfloat16")
+        params, _ = compiled(lambda: tx)((), params, tx.init(params), params)
+        ends.append(params)
+    assert_same_bits(*ends)
+    # −0.998 is −255/256 there.
+    np.testing.assert_array_equal(np.asarray(ends[0], float), np.full(5, 1 / 256))

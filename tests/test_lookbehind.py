@@ -465,3 +465,263 @@ def test_a_missing_grad_fn_is_named(make):
     tx = make(optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"`grad_fn`.*None"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
+
+
+# What the ascent and the descent are given
+
+
+class DecayedMomentum(Momentum):
+    """SGD with momentum and L2, which looks at the weights it moves."""
+
+    def __init__(self, rate, decay, weight_decay):
+        super().__init__(rate, decay)
+        self.weight_decay = weight_decay
+
+    def __call__(self, v, g):
+        return super().__call__(v, {k: g[k] + self.weight_decay * v[k] for k in v})
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_the_inner_optimizer_sees_the_fast_weights(k):
+    inner = optax.chain(optax.add_decayed_weights(0.7), optax.sgd(0.05, momentum=0.9))
+    with enable_x64(True):
+        path = run(slrla_jax.lookbehind(inner, k, 0.2, 0.6), 5)
+    expected = reference(DecayedMomentum(0.05, 0.9, 0.7), 5, k, 0.2, 0.6)
+    assert_close(path, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_the_size_of_a_weight_is_that_behind(k):
+    """ASAM's T is taken at φ, which moves on, and not at θ."""
+    with enable_x64(True):
+        tx = slrla_jax.lookbehind(optax.sgd(0.05, 0.9), k, 0.5, 0.6, adaptive_rho=True, eta=0.1)
+        path = run(tx, 5)
+    expected = reference(Momentum(0.05, 0.9), 5, k, 0.5, 0.6, eta=0.1)
+    assert_close(path, expected, rtol=1e-9, atol=1e-9)
+
+
+def climbed(tx, params, grads):
+    """Where `grad_fn` is called first, which is where the first ascent leads."""
+    seen = []
+    tx.update(grads, tx.init(params), params, grad_fn=lambda p, i: seen.append(p) or grads)
+    return seen[0]
+
+
+@pytest.mark.parametrize("by_function", [False, True])
+@pytest.mark.parametrize("make", ["sam", "asam", "lookbehind"])
+def test_what_the_ascent_mask_leaves_out_stands_still_and_does_not_count(make, by_function):
+    mask = {"w": True, "b": False}
+    settings = {"rho": 0.5, "ascent_mask": (lambda params: mask) if by_function else mask}
+    params = {"w": jnp.array([[1.0, -2.0]]), "b": jnp.array([3.0, 5.0])}
+    grads = {"w": jnp.array([[3.0, 4.0]]), "b": jnp.array([70.0, 80.0])}
+    there = climbed(getattr(slrla_jax, make)(optax.sgd(0.1), **settings), params, grads)
+    if make == "asam":
+        # T = (1.01, 2.01)
+        t, g = np.array([[1.01, 2.01]]), np.array([[3.0, 4.0]])
+        up = 0.5 * t**2 * g / np.sqrt(((t * g) ** 2).sum())
+    else:
+        up = 0.5 * np.array([[0.6, 0.8]])
+    np.testing.assert_allclose(there["w"], np.array([[1.0, -2.0]]) + up, rtol=1e-6)
+    np.testing.assert_array_equal(there["b"], [3.0, 5.0])
+
+
+@pytest.mark.parametrize("make", [slrla_jax.sam, slrla_jax.asam])
+def test_a_zero_gradient_leads_nowhere(make):
+    params = {"w": jnp.array([[1.0, -2.0]])}
+    there = climbed(make(optax.sgd(0.1)), params, {"w": jnp.zeros((1, 2))})
+    np.testing.assert_array_equal(there["w"], params["w"])
+
+
+def test_a_mask_may_be_a_prefix():
+    params = {"layer": {"w": jnp.array([[2.0]]), "b": jnp.array([3.0])}, "head": jnp.array([1.0])}
+    grads = {"layer": {"w": jnp.array([[4.0]]), "b": jnp.array([1.0])}, "head": jnp.array([0.0])}
+    tx = slrla_jax.asam(optax.sgd(1.0), 1.0, 0.0, weight_mask={"layer": True, "head": False})
+    there = climbed(tx, params, grads)
+    # T = (2, 3), Tg = (8, 3), T²g = (16, 9).
+    np.testing.assert_allclose(there["layer"]["w"], [[2 + 16 / np.sqrt(73)]], rtol=1e-6)
+    np.testing.assert_allclose(there["layer"]["b"], [3 + 9 / np.sqrt(73)], rtol=1e-6)
+
+
+def test_asam_counts_a_zero_weight_as_eta():
+    params, grads = {"w": jnp.zeros((1, 2))}, {"w": jnp.array([[3.0, 4.0]])}
+    there = climbed(slrla_jax.asam(optax.sgd(0.1), rho=0.5, eta=0.2), params, grads)
+    # T = 0.2: ρ T² g / ‖T g‖ = ρ T g / ‖g‖.
+    np.testing.assert_allclose(there["w"], 0.5 * 0.2 * np.array([[0.6, 0.8]]), rtol=1e-6)
+
+
+def test_the_step_behind_starts_where_the_last_one_ended():
+    seen = []
+    tx = slrla_jax.lookbehind(optax.sgd(100.0), 3, rho=0.5)
+    params, grads = jnp.array([1.0, 2.0]), jnp.array([0.6, 0.8])
+    tx.update(grads, tx.init(params), params, grad_fn=lambda p, i: seen.append(p) or grads)
+    for i, there in enumerate(seen, start=1):
+        np.testing.assert_allclose(there, [1 + 0.3 * i, 2 + 0.4 * i], rtol=1e-6)
+
+
+def test_frozen_params_without_gradients_are_handed_on():
+    params = {"w": jnp.ones((2, 2)), "frozen": jnp.full(2, 7.0)}
+    seen = []
+
+    def grad_fn(params, i):
+        seen.append(params["frozen"])
+        return {"w": params["w"], "frozen": None}
+
+    tx = slrla_jax.lookbehind(optax.sgd(0.1), 2, 0.3, "adaptive")
+    updates, _ = tx.update(grad_fn(params, 0), tx.init(params), params, grad_fn=grad_fn)
+    assert updates["frozen"] is None
+    np.testing.assert_array_equal(seen, np.full((3, 2), 7.0))
+
+
+# Complex leaves, half precision and small numbers
+
+
+@pytest.mark.parametrize("how", ["per_leaf", "global"])
+def test_the_adaptive_step_size_of_complex_leaves(how):
+    """The cosine is that of real and imaginary parts as separate numbers."""
+    rng = np.random.default_rng(3)
+    shapes = {"z": (3,), "y": (2, 2)}
+    first, second = ({n: rng.normal(size=(2, *s)) for n, s in shapes.items()} for _ in range(2))
+
+    def as_complex(parts):
+        return {n: jnp.asarray(x[0] + 1j * x[1]) for n, x in parts.items()}
+
+    with enable_x64(True):
+        given = [as_complex(first), as_complex(second)]
+        params = jax.tree.map(jnp.ones_like, given[0])
+        tx = slrla_jax.lookbehind(optax.sgd(1.0), 2, 0.0, "adaptive", cosine=how)
+        updates, _ = tx.update(given[0], tx.init(params), params, grad_fn=lambda p, i: given[i])
+    way = {n: first[n] + second[n] for n in shapes}
+    if how == "global":
+        x, y = (np.concatenate([part[n].reshape(-1) for n in shapes]) for part in (first, way))
+        cosines = dict.fromkeys(shapes, cosine(x, y))
+    else:
+        cosines = {n: cosine(first[n], way[n]) for n in shapes}
+    for n in shapes:
+        moved = -(cosines[n] + 1) / 2 * way[n]
+        np.testing.assert_allclose(updates[n], moved[0] + 1j * moved[1], rtol=1e-12)
+
+
+def test_asam_on_complex_leaves_measures_by_their_absolute_values():
+    z = np.array([[3.0 + 4.0j, -1.0j]])
+    g = np.array([[1.0 - 1.0j, 2.0 + 0.5j]])
+    with enable_x64(True):
+        tx = slrla_jax.asam(optax.sgd(0.1), rho=0.5, eta=0.1)
+        there = climbed(tx, {"z": jnp.asarray(z)}, {"z": jnp.asarray(g)})["z"]
+    t = np.array([[5.1, 1.1]])
+    length = np.sqrt((t**2 * (g.real**2 + g.imag**2)).sum())
+    np.testing.assert_allclose(there, z + 0.5 * t**2 * g / length, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [3e-4, 300.0, 3e4])
+def test_the_ascent_of_half_precision_is_computed_in_float32(size):
+    """The squares of these leave the range of float16, and so may ρ / ‖g‖."""
+    params = {"w": jnp.zeros((1, 2), jnp.float16)}
+    grads = {"w": jnp.array([[3.0, 4.0]], jnp.float16) * jnp.float16(size / 4)}
+    for make in (slrla_jax.sam, slrla_jax.asam):
+        tx = make(optax.sgd(0.1), rho=0.5, **({"eta": 1.0} if make is slrla_jax.asam else {}))
+        there = climbed(tx, params, grads)["w"]
+        assert there.dtype == jnp.float16
+        np.testing.assert_allclose(np.asarray(there, float), [[0.3, 0.4]], rtol=6e-4)
+
+
+def test_the_adaptive_step_size_of_half_precision_is_computed_in_float32():
+    """Differences of 300, whose squares are beyond float16, and a cosine of 0.6."""
+    params = jnp.zeros(2, jnp.float16)
+    given = [jnp.array(g, jnp.float16) for g in ([300.0, 0.0], [-120.0, 240.0])]
+    tx = slrla_jax.lookbehind(optax.sgd(1.0), 2, 0.0, "adaptive")
+    updates, _ = tx.update(given[0], tx.init(params), params, grad_fn=lambda p, i: given[i])
+    # v_1 − θ = −(300, 0), v_2 − θ = −(180, 240)
+    np.testing.assert_allclose(np.asarray(updates, float), [-0.8 * 180, -0.8 * 240], rtol=1e-3)
+
+
+def test_the_way_of_half_precision_is_rounded_once():
+    """From 1 to −2⁻⁹ it is −(1 + 2⁻⁹), which bfloat16 has as −1; of that, 0.998 is not −1."""
+    half = partial(jnp.asarray, dtype=jnp.bfloat16)
+    params, given = half(1.0), [half(1.0), half(2.0**-9)]
+    tx = slrla_jax.lookbehind(optax.sgd(1.0), 2, 0.0, 0.998)
+    updates, _ = tx.update(given[0], tx.init(params), params, grad_fn=lambda p, i: given[i])
+    assert updates.dtype == jnp.bfloat16
+    assert float(updates) == -1
+
+
+def test_the_adaptive_step_size_of_tiny_steps():
+    """Differences of 1e-13, the product of whose squares float32 does not hold."""
+    params = jnp.zeros(2)
+    given = [jnp.array([3e-13, 0.0]), jnp.array([0.0, 4e-13])]
+    tx = slrla_jax.lookbehind(optax.sgd(1.0), 2, 0.0, "adaptive")
+    updates, _ = tx.update(given[0], tx.init(params), params, grad_fn=lambda p, i: given[i])
+    np.testing.assert_allclose(updates, -0.8 * np.array([3e-13, 4e-13]), rtol=1e-5)
+
+
+def test_the_updates_of_sam_are_the_inner_optimizers_to_the_bit():
+    """Not what they make of the params, minus the params."""
+    params, grads = jnp.array([1.0, -300.0]), jnp.array([1 / 3, 1e-5])
+    tx = slrla_jax.sam(optax.sgd(0.01), 0.0)
+    updates, _ = tx.update(grads, tx.init(params), params, grad_fn=lambda p, i: grads)
+    expected, _ = optax.sgd(0.01).update(grads, optax.sgd(0.01).init(params))
+    np.testing.assert_array_equal(updates, expected)
+
+
+def test_params_keep_their_dtype_behind_and_fast():
+    """Also where gradients and updates are wider."""
+    seen = []
+    wide = {"w": jnp.ones((2, 2), jnp.float32)}
+    inner = optax.GradientTransformation(
+        lambda params: optax.EmptyState(),
+        lambda g, state, params: (seen.append(params["w"].dtype) or g, state),
+    )
+    params = {"w": jnp.ones((2, 2), jnp.bfloat16)}
+    tx = slrla_jax.lookbehind(inner, 2, 0.3)
+    tx.update(wide, tx.init(params), params, grad_fn=lambda p, i: seen.append(p["w"].dtype) or wide)
+    assert set(seen) == {jnp.dtype(jnp.bfloat16)}
+
+
+# What is said
+
+
+def test_what_outer_masks_take_away_is_named():
+    tx = optax.masked(slrla_jax.sam(optax.sgd(0.1)), {"w": True, "b": False})
+    params = {"w": jnp.ones(2), "b": jnp.ones(2)}
+
+    def grad_fn(params, i):
+        return {"w": params["w"] + params["b"], "b": params["b"]}
+
+    with pytest.raises(TypeError) as error:
+        tx.update(params, tx.init(params), params, grad_fn=grad_fn)
+    assert "`ascent_mask`" in error.value.__notes__[0]
+
+    def broken(params, i):
+        raise KeyError("an error of the user's own")
+
+    alone = slrla_jax.sam(optax.sgd(0.1))
+    with pytest.raises(KeyError) as error:
+        alone.update(params, alone.init(params), params, grad_fn=broken)
+    assert not hasattr(error.value, "__notes__")
+
+
+def a_schedule(count):
+    return 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("inner", optax.sgd, "function"),
+        ("ascent_steps", a_schedule, "a_schedule"),
+        ("rho", a_schedule, "a_schedule"),
+        ("rho", float("inf"), "inf"),
+        ("eta", a_schedule, "a_schedule"),
+        ("slow_step_size", a_schedule, "a_schedule"),
+        ("slow_step_size", 1.5, "1.5"),
+    ],
+)
+def test_more_bad_arguments_are_named(name, value, shown):
+    with pytest.raises(ValueError, match=f"`{name}`.*{shown}"):
+        slrla_jax.lookbehind(**{"inner": optax.sgd(0.1), name: value})
+
+
+@pytest.mark.parametrize("make", [slrla_jax.sam, slrla_jax.asam, slrla_jax.lookbehind])
+def test_missing_params_are_named(make):
+    tx = make(optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"`params`.*None"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)), grad_fn=lambda p, i: p)

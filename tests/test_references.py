@@ -5,6 +5,7 @@ settings are drawn; in float32 to the rounding of float32.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -636,3 +637,94 @@ def test_released_form_with_one_copy_is_the_chain_with_two():
 
     assert isinstance(one.init(tree(jnp.ones(SIZE))), LookaheadState)
     assert isinstance(two.init(tree(jnp.ones(SIZE)))[0], StagewiseProxState)
+
+
+# Lookaheads whose cycles do not end together
+
+
+@every_sync_moments
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+@pytest.mark.parametrize(
+    ("periods", "alphas"),
+    [((3, 2), (0.5, 0.6)), ((2, 5), (0.7, 0.3)), ((5, 3, 2), (0.4, 0.8, 0.6))],
+)
+def test_a_sync_in_the_midst_of_an_inner_cycle(optimizer, sync_moments, periods, alphas):
+    """What a nested lookahead remembers of its cycle is no moment of the outer one's."""
+    tx = OPTIMIZERS[optimizer][0](0.1)
+    for k, alpha in zip(periods, alphas, strict=True):
+        tx = slrla_jax.lookahead(tx, k, alpha, sync_moments=sync_moments)
+    expect(
+        train_static(tx),
+        references.lookaheads_of_their_own_periods,
+        eta=always(0.1),
+        periods=periods,
+        alphas=alphas,
+        A=OPTIMIZERS[optimizer][1](),
+        sync_moments=sync_moments,
+    )
+
+
+# Moments inside other transformations
+
+
+class InAList(NamedTuple):
+    """A state that holds others in a list."""
+
+    states: list
+
+
+def in_a_list(inner):
+    def update(updates, state, params):
+        updates, inner_state = inner.update(updates, state.states[0], params)
+        return updates, InAList([inner_state])
+
+    return optax.GradientTransformation(lambda params: InAList([inner.init(params)]), update)
+
+
+slrla_jax.declare_moments(inner_states=("states",))(InAList)
+
+AROUND = {
+    "MultiSteps": lambda inner: optax.MultiSteps(inner, 1).gradient_transformation(),
+    "apply_if_finite": lambda inner: optax.apply_if_finite(inner, 3),
+    "conditionally_mask": lambda inner: optax.conditionally_mask(inner, lambda step: True),
+    "conditionally_transform": lambda inner: optax.conditionally_transform(
+        inner, lambda step: True
+    ),
+    "inject_hyperparams": lambda inner: optax.inject_hyperparams(lambda one: inner)(1.0),
+    "masked": lambda inner: optax.masked(inner, {"b": True, "w": True}),
+    "partition": lambda inner: optax.partition({"it": inner}, {"b": "it", "w": "it"}),
+    "named_chain": lambda inner: optax.named_chain(("it", inner), ("and", optax.identity())),
+    "a list": in_a_list,
+}
+
+
+@pytest.mark.parametrize("sync_moments", ["reset", "pullback"])
+@pytest.mark.parametrize("name", AROUND)
+def test_moments_inside_other_transformations(name, sync_moments):
+    tx = AROUND[name](optax.adam(0.1))
+    expect(
+        train_static(slrla_jax.lookahead(tx, 3, 0.6, sync_moments=sync_moments)),
+        references.lookahead,
+        eta=always(0.1),
+        k=always(3),
+        alpha=always(0.6),
+        A=references.Adam(),
+        sync_moments=sync_moments,
+    )
+
+
+# The regulariser beside a lookahead of the same period
+
+
+@pytest.mark.parametrize("beta", [(0.7, 0.2, 1.0), (0.0, 0.9), (0.5,)])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_list_of_betas_beside_a_lookahead_of_the_same_period(optimizer, beta):
+    """Stages of one cycle each: their anchors are the slow weights, up to the last one's."""
+    make, reference = OPTIMIZERS[optimizer]
+    tx = optax.chain(slrla_jax.stagewise_prox(beta, 4), slrla_jax.lookahead(make(0.1), 4, 0.6))
+    expect(
+        train_static(tx),
+        references.slrla,
+        stages=[references.Stage(1, always(0.1), b, 4, 0.6) for b in beta],
+        A=reference(),
+    )
