@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from experiments import optimizers
 from experiments.config import Config
-from experiments.data import Dataset, Stream
+from experiments.data import Data
 from experiments.optimizers import OPTIMIZERS
 from experiments.running import command_line, flags
 from experiments.running.launch import Job
@@ -127,7 +127,7 @@ def make_job(args: argparse.Namespace, parser: flags.Parser) -> Job:
     return command_line.job_of(args, parser, model, config, stages_of(config, steps, epoch))
 
 
-def as_released(dataset: Dataset | Stream) -> Dataset | Stream:
+def as_released(dataset: Data) -> Data:
     """The data set with the deviations that Lookbehind's code divides CIFAR-10 by."""
     if dataset.name != "cifar10":
         return dataset
@@ -137,7 +137,9 @@ def as_released(dataset: Dataset | Stream) -> Dataset | Stream:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = make_parser()
-    return command_line.run_job("example_cifar.py", make_job(parser.parse_args(argv), parser))
+    return command_line.run_job(
+        "example_cifar.py", lambda: make_job(parser.parse_args(argv), parser)
+    )
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def make_job(args: argparse.Namespace, parser: flags.Parser) -> Job:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = make_parser()
-    return command_line.run_job("main.py", make_job(parser.parse_args(argv), parser))
+    return command_line.run_job("main.py", lambda: make_job(parser.parse_args(argv), parser))
 
 
 if __name__ == "__main__":

@@ -140,7 +140,9 @@ def reproduce(cell: str, args: argparse.Namespace, more: list[str], command: str
         print(f"\n{cell}, {optimizer}: {'done before' if skipped else ''}", flush=True)
         if not skipped:
             started = time.monotonic()
-            code = command_line.run_job("reproduce.py", job, again="the same command")
+            code = command_line.run_job(
+                "reproduce.py", lambda job=job: job, again="the same command"
+            )
             if code:
                 return code
             seconds[optimizer] = time.monotonic() - started

@@ -294,7 +294,7 @@ def test_an_absurd_idx_header(tmp_path):
 
 
 def test_nothing_is_imported_before_it_is_needed():
-    code = "import sys, data; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "import sys, experiments.data; print(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=EXAMPLES, capture_output=True, text=True, check=True
     )

@@ -31,6 +31,7 @@ def cifar(monkeypatch):
             classes=classes,
             mean=np.zeros(3, np.float32),
             std=np.ones(3, np.float32),
+            augmented=True,
             train_images=images,
             train_labels=labels,
             test_images=images,
@@ -136,7 +137,7 @@ def test_the_released_command_lines(cifar, command, network, size):
         f"{dataset}, 256 training and 256 test images; {network}, {size} parameters; "
         "200 epochs, 400 steps of 128 images with 3 gradients each"
     )
-    assert job.run.model.augmented
+    assert job.run.dataset.augmented
     assert job.run.gradients_per_step == 3
     assert [end for _, end in job.stages] == [100, 200, 300, 400]
     np.testing.assert_allclose([rate for rate, _ in job.stages], [0.1, 0.01, 0.001, 1e-4])

@@ -366,7 +366,7 @@ def test_divergence_is_one_line(here, capsys):
 def test_an_interrupt_keeps_what_there_is(here, capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         record = {"seed": 0, "epoch": 0, "gradients": 0, "train_loss": 2.3, "test_accuracy": 0.1}
-        yield training.Epoch(record, {})
+        yield training.Epoch(record, {}, None)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(compare, "train", interrupted)

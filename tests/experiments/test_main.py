@@ -33,6 +33,7 @@ def cifar():
         classes=10,
         mean=np.full(3, 125, "f4"),
         std=np.full(3, 60, "f4"),
+        augmented=True,
         train_images=train,
         train_labels=train_labels,
         test_images=test,
@@ -122,7 +123,7 @@ def test_the_released_meaning_of_the_flags(cifar, monkeypatch, flags, tx, slow):
     made = job(f"{TEN} {flags}")
     np.testing.assert_allclose(path(made.run.tx), path(tx), rtol=1e-5, atol=1e-6)
     assert (made.run.slow_params is not None) == slow
-    assert made.run.model.augmented
+    assert made.run.dataset.augmented
     np.testing.assert_allclose([rate for rate, _ in made.stages], [0.1, 0.02, 0.004, 0.0008])
     assert [end for _, end in made.stages] == [6, 12, 16, 20]
     np.testing.assert_allclose(made.learning_rate(15), 0.004, rtol=1e-6)
@@ -243,7 +244,7 @@ def test_a_run_leaves_its_settings_and_goes_on(here, capsys):
         main.main([*flags.split(), "--lr", "x"])
     assert "--lr: must be a positive number" in capsys.readouterr().err
     assert main.main(flags.split()) == 2
-    assert "--resume would go on with it" in capsys.readouterr().err
+    assert "--resume resumes it" in capsys.readouterr().err
     assert main.main([*flags.split(), "--resume", "--lr", "0.3"]) == 1
     assert "of another run: --lr is 0.1 there and 0.3 here" in capsys.readouterr().err
     # What is only written of a run may be another.
@@ -364,7 +365,7 @@ def test_only_a_finished_run_is_extended(here, capsys, monkeypatch):
     with monkeypatch.context() as stopped:
         asked = iter([False] * 20 + [True])
         stopped.setattr(
-            "experiments.training.Stop.requested", property(lambda self: next(asked)), raising=False
+            "experiments.signals.Stop.requested", property(lambda self: next(asked)), raising=False
         )
         assert main.main(flags) == 143
     assert "--extend_epochs: seed 0 is at step 20 of 30 in runs/mine; " in error("--resume")

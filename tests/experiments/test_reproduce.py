@@ -89,7 +89,7 @@ def test_the_job_of_a_cell_of_the_paper(monkeypatch, tmp_path):
     drawn = data.Dataset(
         **dict.fromkeys(("train_images", "test_images"), images),
         **dict.fromkeys(("train_labels", "test_labels"), labels),
-        **{"name": "cifar10", "classes": 10, "mean": pixels, "std": pixels},
+        **{"name": "cifar10", "classes": 10, "mean": pixels, "std": pixels, "augmented": True},
     )
     monkeypatch.setattr(data, "load", lambda name, folder: drawn)
     parser = training_program.make_parser()
@@ -98,7 +98,7 @@ def test_the_job_of_a_cell_of_the_paper(monkeypatch, tmp_path):
     job = training_program.make_job(parser.parse_args(line), parser)
     assert job.folder == tmp_path / "cifar10_resnet18" / "SLRLA"
     np.testing.assert_allclose(job.stages, [(0.1, 60), (0.02, 120), (0.004, 160), (0.0008, 200)])
-    assert job.run.model.augmented
+    assert job.run.dataset.augmented
     assert list(job.seeds) == [0, 1, 2]
 
 

@@ -134,12 +134,10 @@ def test_a_task_goes_on_from_the_weights_of_the_last():
     weights = sequential.Weights(end.params, end.stats).told(tasks[1])
     expected = learner.accuracy(weights, tasks[1])
     assert matrix[0] == [learner.accuracy(weights, tasks[0]), expected]
-    ends = []
-    epochs = list(
-        train(second, [0], start=partial(sequential.going_on, weights), on_end=ends.append)
-    )
+    epochs = list(train(second, [0], start=partial(sequential.going_on, weights)))
     np.testing.assert_allclose(epochs[0].record["test_accuracy"], expected, atol=1e-6)
-    last = sequential.Weights(run.slow_params(ends[0].opt_state, ends[0].params), ends[0].stats)
+    end = epochs[-1].state
+    last = sequential.Weights(run.slow_params(end.opt_state, end.params), end.stats)
     assert matrix[1] == [learner.accuracy(last, task) for task in tasks[:2]]
     x = dataset.standardise(tasks[1].dataset.test_images).reshape(-1, 64)
     logits = x @ np.asarray(head["kernel"]) + np.asarray(head["bias"])

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import optax
 import pytest
 from experiments import data, training
 from experiments import models as networks
+from experiments.signals import Stop
 from experiments.training import devices, evaluation, steps
 from experiments.training.checkpoints import CheckpointError, Checkpoints
 from flax import nnx
@@ -51,7 +54,7 @@ class Dropped(nnx.Module):
 
 def make_run(dataset, network=Dropped, *, one_device=True, tx=None, **settings):
     make = functools.partial(network, dataset.image_shape, dataset.classes)
-    model = training.Model(make, dataset, augmented=settings.pop("augmented", False))
+    model = training.Model(make, dataset)
     if one_device:
         settings["devices"] = jax.devices()[:1]
     return training.Run(
@@ -170,7 +173,14 @@ def test_the_optimizer_gets_loss_and_further_gradients(small):
 
 def test_augmentation_is_a_function_of_seed_and_step(small):
     one, again, other = (
-        records(make_run(small, networks.SoftmaxRegression, augmented=augmented, epochs=1, steps=6))
+        records(
+            make_run(
+                dataclasses.replace(small, augmented=augmented),
+                networks.SoftmaxRegression,
+                epochs=1,
+                steps=6,
+            )
+        )
         for augmented in (True, True, False)
     )
     assert one == again
@@ -242,25 +252,27 @@ def test_going_on_equals_not_stopping(small, tmp_path, moment):
     assert_same_bits(saved_state(parts, run)[1], saved_state(whole, run)[1])
 
 
-def test_sigterm_at_the_end_of_an_epoch(small, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_the_end_of_an_epoch(small, tmp_path, number):
     run = make_run(small)
     want = Checkpoints(tmp_path / "whole", {})
     records(run, checkpoints=want)
     checkpoints = Checkpoints(tmp_path / "parts", {})
-    with training.Stop() as stop:
+    with Stop() as stop:
         epochs = training.train(run, (0,), checkpoints=checkpoints, stop=stop)
         for _ in range(2):
             next(epochs)
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(training.Stopped, match="stopped after 6 of 18 steps"):
+        os.kill(os.getpid(), number)
+        with pytest.raises(training.Stopped, match="stopped after 6 of 18 steps") as stopped:
             next(epochs)
+    assert stopped.value.number == number
     records(run, checkpoints=checkpoints)
     assert_same_bits(saved_state(checkpoints, run)[1], saved_state(want, run)[1])
 
 
 def test_a_request_to_stop_is_granted_within_an_epoch(small, tmp_path):
     class AskedForTheNinthTime:
-        times = 0
+        times, number = 0, None
 
         @property
         def requested(self):
@@ -305,6 +317,7 @@ def test_an_extended_run_is_one_that_was_longer_from_the_start(small, tmp_path, 
     if moment is not None:
 
         class AskedAt:
+            number = None
             requested = property(lambda self: parts.last == moment)
 
         with pytest.raises(training.Stopped, match=f"stopped after {moment} of 32 steps"):
@@ -363,6 +376,29 @@ def test_a_damaged_checkpoint_is_one_line(small, tmp_path, part):
     with pytest.raises(CheckpointError, match=r"2 cannot be read: ") as error:
         records(run, checkpoints=Checkpoints(tmp_path, {}))
     assert "\n" not in str(error.value)
+
+
+def test_flipped_bits_are_noticed(small, tmp_path):
+    """In the arrays of the newest checkpoint; the message names the older one beside it."""
+    run = make_run(small, networks.SoftmaxRegression, epochs=1, steps=4)
+    saved = Checkpoints(tmp_path / "saved", {}, every=2)
+    records(run, checkpoints=saved)
+    _, state, _ = saved_state(saved, run)
+    rng, said = np.random.default_rng(0), []
+    for n in range(12):  # Each in a folder of its own: what was read once is not read again.
+        folder = tmp_path / str(n)
+        shutil.copytree(tmp_path / "saved", folder)
+        files = [path for path in (folder / "4" / "state").rglob("*") if path.is_file()]
+        file = max(files, key=lambda path: path.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[rng.integers(len(content))] ^= 1
+        file.write_bytes(content)
+        try:
+            assert_same_bits(saved_state(Checkpoints(folder, {}), run)[1], state)
+        except CheckpointError as error:
+            said.append(str(error))
+    assert len(said) >= 6
+    assert all("to resume from step 2" in message and "\n" not in message for message in said)
 
 
 def test_divergence_names_the_last_good_checkpoint(small, tmp_path):
@@ -460,6 +496,44 @@ def test_killed_and_resumed_it_ends_as_if_it_had_not_been(tmp_path):
         (step, want), (again, got) = (last_state(tmp_path / n, seed) for n in ("whole", "parts"))
         assert step == again == 48
         assert_same_bits(got, want)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_mid_save_is_one_true_line(tmp_path, number, code):
+    """It comes while the second checkpoint is written; what is said last can be relied on."""
+    process = subprocess.Popen(
+        command(tmp_path, "--exp_name", "run", "--seeds", "1"),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and len(saves(tmp_path / "run")) < 2:
+        pass
+    process.send_signal(number)
+    said = process.communicate(timeout=120)[1].splitlines()
+    assert process.returncode == code, said
+    assert "Traceback" not in "".join(said)
+    step = int(re.fullmatch(r"main.py: stopped after (\d+) of 48 steps; .*", said[-1])[1])
+    assert said[-1].endswith("; --resume resumes from there")
+    assert last_state(tmp_path / "run", 0)[0] == step
+    assert not (tmp_path / "run/.lock").exists()
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path):
+    code = (
+        "import os, signal, time\nfrom experiments.signals import Stop\n"
+        "with Stop() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    assert stop.requested and stop.number == signal.SIGINT\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('never')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=EXAMPLES, check=False
+    )
+    assert (done.returncode, done.stdout) == (143, "")
+    assert done.stderr.strip() == "stopping after this step; once more to stop at once"
 
 
 def saves(folder):

@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 
 from .batches import batches
-from .dataset import DataError, Dataset
+from .dataset import Data, DataError, Dataset
 from .small import cifar, digits, mnist
 from .stream import Stream, imagenet
 
-__all__ = ["DATASETS", "DataError", "Dataset", "Stream", "batches", "find", "load"]
+__all__ = ["DATASETS", "Data", "DataError", "Dataset", "Stream", "batches", "find", "load"]
 
-DATASETS: dict[str, Callable[[Path | None], Dataset | Stream]] = {
+DATASETS: dict[str, Callable[[Path | None], Data]] = {
     "digits": digits,
     "mnist": partial(mnist, "mnist"),
     "fashion_mnist": partial(mnist, "fashion_mnist"),
@@ -39,7 +39,7 @@ def find(name: str) -> str:
     return known[_letters(name)]
 
 
-def load(name: str, folder: Path | None = None) -> Dataset | Stream:
+def load(name: str, folder: Path | None = None) -> Data:
     """The data set of that name, in any spelling that `find` knows.
 
     Args:

@@ -1,9 +1,18 @@
 """What a data set is: images as they were taken, labels, and how to standardise pixels."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
+from .batches import batches
+
+# So many images at a time are evaluated.
+EVAL_BATCH = 2_000
+
+# Indices of images in memory, or images with their labels.
+Batch = Any
 
 
 class DataError(Exception):
@@ -11,8 +20,11 @@ class DataError(Exception):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)  # Told apart by identity, as arrays are in it.
-class Described:
-    """What is known of a data set besides its images.
+class Data:
+    """A data set, in memory (`Dataset`) or not (`Stream`).
+
+    Either has `image_shape`, `train_size`, `test_size`, `pool`, `train_batches` and
+    `eval_batches`, so that training asks for no more.
 
     Attributes:
       name: as in `data.DATASETS`.
@@ -20,6 +32,7 @@ class Described:
       mean: float32 of shape (channels,) or (1,), in units of the raw pixels.
       std: like `mean`, the standard deviation.
       white: the largest value that a raw pixel can have.
+      augmented: whether training images are cropped and flipped at random in the compiled step.
     """
 
     name: str
@@ -27,6 +40,7 @@ class Described:
     mean: np.ndarray
     std: np.ndarray
     white: float = 255.0
+    augmented: bool = False
 
     def standardise(self, images: Any, input_norm: bool = True) -> Any:
         """Raw images as a network takes them, in float32.
@@ -42,7 +56,7 @@ class Described:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Dataset(Described):
+class Dataset(Data):
     """Images to train and to test on in memory, and the labels of both.
 
     Attributes:
@@ -72,6 +86,30 @@ class Dataset(Described):
     def test_size(self) -> int:
         """Number of images to test on."""
         return len(self.test_images)
+
+    def pool(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of `train` or `test`, which batches name by index."""
+        if split == "train":
+            return self.train_images, self.train_labels
+        return self.test_images, self.test_labels
+
+    def train_batches(self, seed: int, batch_size: int, start_step: int = 0) -> Iterator[Batch]:
+        """Indices of one batch after the other, without end; see `batches`."""
+        return batches(seed, self.train_size, batch_size, start_step)
+
+    def eval_batches(
+        self, split: str, size: int, devices: int
+    ) -> Iterator[tuple[Batch, np.ndarray]]:
+        """The first images of a split, in batches of one size that so many devices can share.
+
+        Yields:
+          Indices, and which of them count: the last batch may be filled up.
+        """
+        del split  # Indices are the same in both.
+        batch_size = -(-min(EVAL_BATCH, size) // devices) * devices
+        for start in range(0, size, batch_size):
+            indices = np.arange(start, start + batch_size, dtype=np.int32)
+            yield np.minimum(indices, size - 1), indices < size
 
     def with_training_images(self, n: int) -> "Dataset":
         """The same with n of the training images, each class with its share of them.

@@ -62,6 +62,7 @@ def cifar(name: str, folder: Path | None) -> Dataset:
         classes=classes,
         mean=np.float32(mean) * np.float32(255),
         std=np.float32(std) * np.float32(255),
+        augmented=True,
         **_arrays(archives.read(name, folder)),
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from . import archives
-from .dataset import Described
+from .dataset import EVAL_BATCH, Data, DataError
 
 SIZE = 224
 TEST_SHORTER_SIDE = 256
@@ -28,7 +28,7 @@ Batch = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Stream(Described):
+class Stream(Data):
     """Images that are decoded as they are needed, in worker processes.
 
     Attributes:
@@ -57,6 +57,36 @@ class Stream(Described):
     def test_size(self) -> int:
         """Number of images to test on."""
         return len(self.test)
+
+    def pool(self, split: str) -> tuple[()]:
+        """Nothing: batches bring their own images."""
+        del split
+        return ()
+
+    def with_training_images(self, n: int) -> "Stream":
+        """Refused.
+
+        Raises:
+          DataError: always.
+        """
+        raise DataError(f"{self.name} has no smaller part of {n} images")
+
+    def eval_batches(
+        self, split: str, size: int, devices: int
+    ) -> Iterator[tuple[Batch, np.ndarray]]:
+        """The test images, in batches of one size that so many devices can share.
+
+        Yields:
+          Images and labels, and which of them count: the last batch may be filled up.
+        """
+        del split  # There is no other that is evaluated.
+        batch_size = -(-min(EVAL_BATCH // 10, size) // devices) * devices
+        for images, labels in self.test_batches(batch_size):
+            missing = batch_size - len(labels)
+            padded = tuple(
+                np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for x in (images, labels)
+            )
+            yield padded, np.arange(batch_size) < len(labels)
 
     def train_batches(
         self,

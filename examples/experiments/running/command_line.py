@@ -3,7 +3,9 @@
 import argparse
 import functools
 import shlex
+import signal
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from rich.console import Console
 from experiments import data
 from experiments import models as networks
 from experiments.config import Config
-from experiments.data import DataError, Dataset, Stream
+from experiments.data import Data, DataError
 from experiments.optimizers import OPTIMIZERS
 from experiments.running import flags
 from experiments.running.launch import Job, LaunchError, launch
@@ -31,8 +33,6 @@ from experiments.training import (
     steps_per_dispatch,
 )
 
-# Data sets whose images are cropped and flipped at random in training.
-AUGMENTED = ("cifar10", "cifar100")
 # Flags that a run may be resumed with other values of. (Each checkpoint knows its own seeds, and
 # how far an extended run has come. How far it is to go changes no step of it.)
 NOT_IN_THE_RESULT = (
@@ -161,15 +161,13 @@ def add_flags(
     add("--tensorboard", action="store_true", help="write TensorBoard's event files too")
 
 
-def dataset_of(args: argparse.Namespace, parser: flags.Parser) -> Dataset | Stream:
+def dataset_of(args: argparse.Namespace, parser: flags.Parser) -> Data:
     """The data set, with as many training images as were asked for."""
     try:
         dataset = data.load(args.dataset, args.data_path)
     except DataError as error:
         parser.error(f"--data_path: {error}")
     if args.train_images is not None:
-        if isinstance(dataset, Stream):
-            parser.error(f"--train_images: {dataset.name} has no smaller part")
         try:
             dataset = dataset.with_training_images(args.train_images)
         except DataError as error:
@@ -183,7 +181,7 @@ def dataset_of(args: argparse.Namespace, parser: flags.Parser) -> Dataset | Stre
     return dataset
 
 
-def model_of(args: argparse.Namespace, parser: flags.Parser, dataset: Dataset | Stream) -> Model:
+def model_of(args: argparse.Namespace, parser: flags.Parser, dataset: Data) -> Model:
     """The network for the data set, as yet without weights."""
     model = Model(
         make=functools.partial(
@@ -194,7 +192,6 @@ def model_of(args: argparse.Namespace, parser: flags.Parser, dataset: Dataset | 
         ),
         dataset=dataset,
         input_norm=args.input_norm,
-        augmented=dataset.name in AUGMENTED,
     )
     try:
         _ = model.graph
@@ -277,22 +274,22 @@ def job_of(
     )
 
 
-def run_job(program: str, job: Job, again: str = "--resume") -> int:
-    """Runs a job; what goes wrong is one line. Returns the exit code.
+def run_job(program: str, make_job: Callable[[], Job], again: str = "--resume") -> int:
+    """Makes and runs a job; what goes wrong is one line. Returns the exit code.
 
     Args:
       program: the name that the line begins with.
-      job: what to run.
-      again: what goes on with an interrupted run, in words.
+      make_job: makes the job, which may take a while.
+      again: what resumes an interrupted run, in words.
     """
     try:
-        launch(job, Console())
+        launch(make_job(), Console())
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; {again} goes on from the last checkpoint", file=sys.stderr)
+        print(f"{program}: interrupted before the training began", file=sys.stderr)
         return 130
     except Stopped as error:
-        print(f"{program}: {error}; {again} goes on from there", file=sys.stderr)
-        return 143
+        print(f"{program}: {error}; {again} resumes from there", file=sys.stderr)
+        return 128 + (error.number or signal.SIGTERM)
     except LaunchError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2

@@ -18,8 +18,10 @@ import optax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from experiments.folders import FolderError, run_folder
 from experiments.reporting import report
-from experiments.training import Checkpoints, Epoch, OtherRun, Run, Stop, flops_per_step, train
+from experiments.signals import Stop
+from experiments.training import Checkpoints, Epoch, OtherRun, Run, flops_per_step, train
 
 Record = dict[str, Any]
 
@@ -79,8 +81,27 @@ def launch(job: Job, console: Console) -> list[Record]:
         or as `check_checkpoints` does.
       Diverged, Stopped, CheckpointError: as `training.train` does.
     """
+    check_flags(job)
+    try:
+        with run_folder(job.folder, resume=job.resume), Stop() as stop:
+            return train_all(job, console, stop)
+    except FolderError as error:
+        raise LaunchError(f"--exp_name: {error}") from error
+
+
+def check_flags(job: Job) -> None:
+    """Looks for what the flags ask for and is not there, before anything is made."""
+    if job.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise LaunchError("--tensorboard: needs the extra `tensorboard`, or tensorboardX")
+    if job.run.more_epochs and not job.resume:
+        raise LaunchError("--extend_epochs: needs --resume, and a finished run")
+    if job.run.more_epochs and not job.folder.exists():
+        raise LaunchError(f"--extend_epochs: there is no run in {job.folder}")
+
+
+def train_all(job: Job, console: Console, stop: Stop) -> list[Record]:
+    """Trains every seed in the job's folder; as `launch`."""
     groups = [list(job.seeds)] if job.together else [[seed] for seed in job.seeds]
-    prepare_folder(job)
     if job.resume:
         check_checkpoints(job, groups)
     stages = report.stages_in_words(job.stages)
@@ -88,7 +109,6 @@ def launch(job: Job, console: Console) -> list[Record]:
     console.print(*introduction, sep="\n", highlight=False, soft_wrap=True)
     records: list[Record] = []
     with ExitStack() as open_things:
-        stop = open_things.enter_context(Stop())
         log = open_things.enter_context(Log(job, console))
         for seeds in groups:
             checkpoints = checkpoints_of(job, seeds)
@@ -101,24 +121,6 @@ def launch(job: Job, console: Console) -> list[Record]:
                 checkpoints.close()
     summarise(job, records, console)
     return records
-
-
-def prepare_folder(job: Job) -> None:
-    """Makes the folder of a new run, or finds that of one to be resumed."""
-    if job.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-        raise LaunchError("--tensorboard: needs the extra `tensorboard`, or tensorboardX")
-    if job.run.more_epochs and not job.resume:
-        raise LaunchError("--extend_epochs: needs --resume, and a finished run")
-    if job.run.more_epochs and not job.folder.exists():
-        raise LaunchError(f"--extend_epochs: there is no run in {job.folder}")
-    try:
-        job.folder.mkdir(parents=True, exist_ok=job.resume)
-    except FileExistsError:
-        raise LaunchError(
-            f"--exp_name: there is a run in {job.folder}; --resume would go on with it"
-        ) from None
-    except OSError as error:
-        raise LaunchError(f"--root: cannot make {job.folder}: {error.strerror}") from error
 
 
 def checkpoints_of(job: Job, seeds: Sequence[int]) -> Checkpoints:

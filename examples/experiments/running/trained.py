@@ -23,13 +23,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from experiments import data
 from experiments import models as networks
 from experiments.config import Config
-from experiments.data import DataError, Dataset, Stream
+from experiments.data import DataError, Dataset
 from experiments.optimizers import OPTIMIZERS
 from experiments.reporting import measures, report
 from experiments.reporting.measures import Measure
 from experiments.running import flags
 from experiments.schedules import stages_of, with_milestones_that_fit
-from experiments.training import Diverged, Model, Run, State, train
+from experiments.training import Diverged, Model, Run, train
 
 Tree = Any
 Record = dict[str, Any]
@@ -140,7 +140,7 @@ def dataset_of(args: argparse.Namespace, parser: flags.Parser) -> Dataset:
         dataset = data.load(args.dataset, args.data_path)
     except DataError as error:
         parser.error(f"--data_path: {error}")
-    if isinstance(dataset, Stream):
+    if not isinstance(dataset, Dataset):
         parser.error(f"--dataset: must be one that fits into memory, got {dataset.name}")
     if args.train_images is not None:
         try:
@@ -206,9 +206,8 @@ class Trained(NamedTuple):
 
 def train_one(run: Run, seed: int, **options: Any) -> Trained:
     """Trains from a seed to the end, with the options of `training.train`."""
-    ends: list[State] = []
-    *_, last = train(run, [seed], on_end=ends.append, **options)
-    state, params = ends[0], ends[0].params
+    *_, last = train(run, [seed], **options)
+    state, params = last.state, last.state.params
     if run.slow_params is not None:
         params = run.slow_params(state.opt_state, params)
     return Trained(params, state.stats, last.record)

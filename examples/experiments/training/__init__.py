@@ -12,7 +12,7 @@ from experiments.training.devices import (
     seeds_together_are_faster,
     steps_per_dispatch,
 )
-from experiments.training.loop import Diverged, Epoch, Run, Stop, Stopped, flops_per_step, train
+from experiments.training.loop import Diverged, Epoch, Run, Stopped, flops_per_step, train
 from experiments.training.steps import Model, State, eval_step, init_state, init_weights, loss_fn
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "OtherRun",
     "Run",
     "State",
-    "Stop",
     "Stopped",
     "differences",
     "eval_step",

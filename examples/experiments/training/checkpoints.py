@@ -8,17 +8,21 @@ killed at any time.
 """
 
 import json
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments.training.steps import State, Tree
 
 KEPT = 2
+# Characters of an error of Orbax's that are told on.
+LONGEST = 200
 
 
 class CheckpointError(Exception):
@@ -97,6 +101,7 @@ class Checkpoints:
                     "fingerprint": self._fingerprint,
                     "records": records,
                     "arrays": _described(state),
+                    "checksum": _checksum(state),
                 }
             ),
         )
@@ -131,7 +136,7 @@ class Checkpoints:
             progress = self._manager.restore(step, args=items).progress
             fingerprint, _ = progress["fingerprint"], progress["records"]
         except Exception as error:
-            raise CheckpointError(f"{where} cannot be read: {_first_line(error)}") from error
+            raise self._damaged(step, f"cannot be read: {_first_line(error)}") from error
         if differing := differences(fingerprint, self._fingerprint, self._flag_of):
             message = f"{where} is of another run: {', '.join(differing.values())}"
             raise OtherRun(message, differing.keys())
@@ -163,12 +168,21 @@ class Checkpoints:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(example))
             state = self._manager.restore(step, args=items).state
         except Exception as error:
-            raise CheckpointError(f"{where} cannot be read: {_first_line(error)}") from error
+            raise self._damaged(step, f"cannot be read: {_first_line(error)}") from error
+        if progress.get("checksum") not in (None, _checksum(state)):
+            raise self._damaged(step, "is damaged: its arrays are not those that were saved")
         return step, state, progress["records"]
 
     def close(self) -> None:
         """Ends Orbax's threads."""
         self._manager.close()
+
+    def _damaged(self, step: int, what: str) -> CheckpointError:
+        """An error that names what can be resumed from instead."""
+        where = self.folder / str(step)
+        older = [other for other in self._manager.all_steps() if other < step]
+        instead = f"to resume from step {max(older)}" if older else "to begin anew"
+        return CheckpointError(f"{where} {what}; remove it {instead}")
 
     def _not_written(self, error: Exception) -> CheckpointError:
         last = self.last
@@ -202,5 +216,16 @@ def _described(tree: Tree) -> dict[str, str]:
     }
 
 
+def _checksum(tree: Tree) -> int:
+    """A sum over the bytes of all arrays, by which damaged ones are told."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        total = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), total)
+    return total
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} …"

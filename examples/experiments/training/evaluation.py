@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.data import Dataset, Stream
+from experiments.data import Data
 from experiments.training.devices import Steps
 from experiments.training.steps import Pool, State, Tree
 
-EVAL_BATCH = 2_000
 RECALIBRATION_BATCHES = 20
 
 Score = tuple[np.ndarray, np.ndarray]
@@ -28,7 +27,7 @@ SlowParams = Callable[[optax.OptState, optax.Params], optax.Params]
 def evaluate(
     steps: Steps,
     pools: dict[str, Pool],
-    dataset: Dataset | Stream,
+    dataset: Data,
     state: State,
     slow_params: SlowParams | None,
     recalibration: Callable[[], Iterator[Any]] | None = None,
@@ -78,7 +77,7 @@ def evaluate(
 def score(
     steps: Steps,
     pools: dict[str, Pool],
-    dataset: Dataset | Stream,
+    dataset: Data,
     split: str,
     size: int,
     params: Tree,
@@ -91,29 +90,10 @@ def score(
                 pools[split], params, stats, steps.put_batch(batch), steps.put_batch(counted)
             )
         )
-        for batch, counted in eval_batches(dataset, split, size, steps.count)
+        for batch, counted in dataset.eval_batches(split, size, steps.count)
     ]
     loss, accuracy = (np.sum(part, axis=0) / size for part in zip(*sums, strict=True))
     return loss, accuracy
-
-
-def eval_batches(
-    dataset: Dataset | Stream, split: str, size: int, devices: int
-) -> Iterator[tuple[Any, Any]]:
-    """Batches of one size that so many devices can share, and which of their examples count."""
-    if isinstance(dataset, Stream):
-        batch_size = -(-min(EVAL_BATCH // 10, size) // devices) * devices
-        for images, labels in dataset.test_batches(batch_size):
-            missing = batch_size - len(labels)
-            padded = tuple(
-                np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for x in (images, labels)
-            )
-            yield padded, np.arange(batch_size) < len(labels)
-        return
-    batch_size = -(-min(EVAL_BATCH, size) // devices) * devices
-    for start in range(0, size, batch_size):
-        indices = np.arange(start, start + batch_size, dtype=np.int32)
-        yield np.minimum(indices, size - 1), indices < size
 
 
 def recalibrated(

@@ -3,20 +3,18 @@
 import bisect
 import collections
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.data import Dataset, Stream
-from experiments.data import batches as index_batches
+from experiments.data import Data
+from experiments.signals import Stop
 from experiments.training import devices
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluation import RECALIBRATION_BATCHES, SlowParams, evaluate
@@ -33,7 +31,15 @@ class Diverged(Exception):
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and has saved what there is."""
+    """The run was asked to stop, and has saved what there is if it has checkpoints.
+
+    Attributes:
+      number: of the signal that asked, if one did.
+    """
+
+    def __init__(self, message: str, number: int | None = None):
+        super().__init__(message)
+        self.number = number
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Run:
 
     label: str
     model: Model
-    dataset: Dataset | Stream
+    dataset: Data
     tx: optax.GradientTransformation
     slow_params: SlowParams | None
     epochs: int
@@ -102,26 +108,14 @@ class Epoch(NamedTuple):
       record: results, a function of the run and the seed alone.
       timing: `seconds` of training, of which `waited` for data; `images_per_second`; and beside
         these, in the first epoch of a process, `first_step`: seconds with its compilation.
+      state: what the epoch ended with, with a leading axis of seeds if they are several. It is
+        given away in the next step, so it holds until the next entry is asked for. None for
+        the epochs before the last checkpoint.
     """
 
     record: Record
     timing: Record
-
-
-class Stop:
-    """Turns SIGTERM into a request, which the loop grants after the step it is in."""
-
-    requested = False
-
-    def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGTERM, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-
-    def _request(self, _: int, __: FrameType | None) -> None:
-        self.requested = True
+    state: State | None
 
 
 def train(
@@ -132,7 +126,6 @@ def train(
     stop: Stop | None = None,
     start: Callable[[Model, optax.GradientTransformation, int], State] = init_state,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
-    on_end: Callable[[State], None] = lambda state: None,
 ) -> Iterator[Epoch]:
     """Trains from some seeds together, and yields one entry per epoch and seed.
 
@@ -148,7 +141,6 @@ def train(
       start: makes the state before the first step from model, optimizer and seed; another than
         `init_state` may go on from weights that are there, which are given away.
       on_step: is told the step and its mean loss, some steps late so that nobody waits.
-      on_end: is given the state after the last step, with an axis of seeds if they are several.
 
     Yields:
       An `Epoch` for each epoch and seed, in this order.
@@ -166,8 +158,8 @@ def train(
     done, compiled = 0, False
     if checkpoints is not None and (saved := checkpoints.restore(initial)) is not None:
         done, initial, records = saved
-        yield from (Epoch(record, {}) for record in records)
     state = steps.put_state(initial)
+    yield from (Epoch(record, {}, state if record["steps"] == done else None) for record in records)
 
     stream = _batches(run, seeds, start=done)
     pending: collections.deque[tuple[int, jax.Array]] = collections.deque()
@@ -191,7 +183,7 @@ def train(
             save()
             if checkpoints is not None:
                 checkpoints.wait()
-            raise Stopped(f"stopped after {done} of {run.steps} steps")
+            raise Stopped(f"stopped after {done} of {run.steps} steps", stop.number)
 
     def recalibration() -> Iterator[Any]:
         for batch, _ in zip(
@@ -259,12 +251,11 @@ def train(
         records += new
         state = state._replace(loss=state.loss * 0, correct=state.correct * 0)
         save()
-        yield from (Epoch(record, timing) for record in new)
+        yield from (Epoch(record, timing, state) for record in new)
         if epoch < run.epochs:
             leave_if_asked()
     if checkpoints is not None:
         checkpoints.wait()
-    on_end(state)
 
 
 def _together(states: Sequence[State]) -> State:
@@ -284,22 +275,14 @@ def flops_per_step(run: Run) -> float | None:
     return devices.flops_per_step(run.model, run.tx, (images, labels), ())
 
 
-def _pools(dataset: Dataset | Stream, put: Callable[[Any], Any]) -> dict[str, Any]:
-    """The images and labels on the devices, by split."""
-    if isinstance(dataset, Stream):
-        return {"train": (), "test": ()}
-    return {
-        "train": put((dataset.train_images, dataset.train_labels)),
-        "test": put((dataset.test_images, dataset.test_labels)),
-    }
+def _pools(dataset: Data, put: Callable[[Any], Any]) -> dict[str, Any]:
+    """The images and labels on the devices, by split; empty ones where batches bring their own."""
+    return {split: put(dataset.pool(split)) for split in ("train", "test")}
 
 
 def _batches(run: Run, seeds: Sequence[int], start: int) -> Iterator[Any]:
     """Batches with a leading axis of seeds, from step `start` on."""
-    if isinstance(run.dataset, Stream):
-        streams = [run.dataset.train_batches(s, run.batch_size, start) for s in seeds]
-    else:
-        streams = [index_batches(s, run.dataset.train_size, run.batch_size, start) for s in seeds]
+    streams = [run.dataset.train_batches(seed, run.batch_size, start) for seed in seeds]
     for parts in zip(*streams, strict=True):
         yield jax.tree.map(lambda *x: np.stack(x), *parts)
 

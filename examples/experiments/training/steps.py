@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments.data import Dataset, Stream
+from experiments.data import Data
 from experiments.data.augment import crop_and_flip
 
 Tree = Any
@@ -34,13 +34,11 @@ class Model:
       make: the network's constructor, with all but `rngs` given.
       dataset: knows how to standardise its images.
       input_norm: whether images are standardised channel by channel, or only scaled to [0, 1].
-      augmented: whether training images are cropped and flipped at random.
     """
 
     make: Callable[..., nnx.Module]
-    dataset: Dataset | Stream
+    dataset: Data
     input_norm: bool = True
-    augmented: bool = False
 
     @functools.cached_property
     def graph(self) -> nnx.GraphDef:
@@ -70,7 +68,7 @@ class Model:
             images, labels = batch
         else:
             images, labels = pool[0], pool[1][batch]
-            augmented = self.augmented and key is not None
+            augmented = self.dataset.augmented and key is not None
             images = crop_and_flip(key, images, batch) if augmented else images[batch]
         return self.dataset.standardise(images, self.input_norm), labels
 

@@ -1,0 +1,81 @@
+"""The folder of a run: made, refused, and kept from other processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import main
+import pytest
+from experiments import folders
+from experiments.folders import FolderError, run_folder
+
+SMALL = "--dataset digits --network softmax --tr_epochs 1 --train_batch_size 200"
+
+
+def test_a_folder_belongs_to_one_process(tmp_path):
+    """The other one is real, and is told in a line; then the folder is free again."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom experiments.folders import run_folder\n"
+        "with run_folder(Path(sys.argv[1]), resume=True):\n    print('mine')\n"
+    )
+
+    def other():
+        return subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "run")],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path(folders.__file__).parent.parent,
+        )
+
+    with run_folder(tmp_path / "run", resume=False) as folder:
+        refused = other()
+        assert refused.returncode == 1
+        assert f"another process is at work in {folder}" in refused.stderr.splitlines()[-1]
+        (folder / "something").touch()
+    assert other().stdout == "mine\n"
+    assert [path.name for path in folder.iterdir()] == ["something"]
+
+
+def test_a_new_folder_that_stays_empty_goes_again(tmp_path):
+    with pytest.raises(KeyError), run_folder(tmp_path / "a/run", resume=False):
+        raise KeyError
+    assert not (tmp_path / "a/run").exists()
+    (tmp_path / "old").mkdir()
+    with run_folder(tmp_path / "old", resume=True):
+        pass
+    assert (tmp_path / "old").exists()
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "a*b", "what?", "back\\slash"])
+def test_a_path_that_orbax_cannot_read_is_refused(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    assert main.main([*SMALL.split(), "--exp_name", name]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("main.py: error: --exp_name: ")
+    assert "checkpoints cannot be read again" in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    assert main.main([*SMALL.split(), "--exp_name", "plain"]) == 2
+
+
+def test_what_stands_in_the_way_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "run").mkdir()
+    with (
+        pytest.raises(FolderError, match=r"file is a file"),
+        run_folder(tmp_path / "file", resume=True),
+    ):
+        pass
+    with (
+        pytest.raises(FolderError, match=r"there is a run in .*; --resume resumes it"),
+        run_folder(tmp_path / "run", resume=False),
+    ):
+        pass
+    with (
+        pytest.raises(FolderError, match=r"cannot make .*Not a directory"),
+        run_folder(tmp_path / "file/run", resume=False),
+    ):
+        pass
