@@ -1,6 +1,6 @@
 """Which of many small mistakes in the package its tests notice.
 
-    python benchmarks/mutations.py                      # the whole list; 10 to 20 minutes on two cores
+    python benchmarks/mutations.py                      # the whole list; 10 to 20 minutes
     python benchmarks/mutations.py --only _lookbehind   # the mistakes of one file
     python benchmarks/mutations.py --only "dtype"       # those whose description has this word
 
