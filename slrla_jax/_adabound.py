@@ -65,7 +65,8 @@ def adabound(
       weight_decay: λ ≥ 0, coupled (L2): added to the gradient.
       base_lr: the learning rate that `final_lr` belongs to; positive. The bounds rise and
         fall with η from there: with a schedule it is the peak, say, not the first value of
-        a warm-up. None for η itself, which must then be a number.
+        a warm-up. None for η itself, which must then be a number: under
+        `optax.inject_hyperparams`, where a schedule arrives as numbers, state it.
 
     Returns:
       A complete optimizer: its updates are to be added to the params.
@@ -87,7 +88,13 @@ def adabound(
       Rate <https://arxiv.org/abs/1902.09843>`_, 2019.
     """
     arguments.check_no_schedule(
-        b1=b1, b2=b2, final_lr=final_lr, gamma=gamma, eps=eps, base_lr=base_lr
+        b1=b1,
+        b2=b2,
+        final_lr=final_lr,
+        gamma=gamma,
+        eps=eps,
+        base_lr=base_lr,
+        weight_decay=weight_decay,
     )
     arguments.check_decay("b1", b1)
     arguments.check_decay("b2", b2)

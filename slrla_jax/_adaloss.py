@@ -55,8 +55,9 @@ def scale_by_adaloss(
       A transformation to call as `update(updates, state, params, value=loss)`, where
       `value` is the loss of the step, a scalar. b² is kept in float32 at least.
       Under `optax.MultiSteps` the value must be that of the whole accumulated batch. A
-      value that is not finite leaves b² as it is, so that one bad batch, whose gradients
-      `optax.zero_nans` or `optax.apply_if_finite` take care of, does not end all steps.
+      value that is not finite, or too large for b², leaves b² as it is, so that one bad
+      batch, whose gradients `optax.zero_nans` or `optax.apply_if_finite` take care of,
+      does not end all steps.
 
     Raises:
       ValueError: for b0 or alpha not positive, or c not finite; and in `update` for a
@@ -101,7 +102,8 @@ def scale_by_adaloss(
         loss = jnp.asarray(value, state.b_squared.dtype)
         # A loss that is left out must not enter the derivatives either.
         growth = weight * jnp.abs(jnp.where(jnp.isfinite(loss), loss, optimum) - optimum)
-        b_squared = (state.b_squared + growth).astype(state.b_squared.dtype)
+        grown = (state.b_squared + growth).astype(state.b_squared.dtype)
+        b_squared = jnp.where(jnp.isfinite(grown), grown, state.b_squared)
         return _divided(updates, b_squared), ScaleByAdaLossState(b_squared)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -113,7 +115,8 @@ def scale_by_adagrad_norm(b0: Scalar = 1.0) -> optax.GradientTransformationExtra
     .. math::
         b²_{t+1} = b²_t + \|g_t\|², \qquad g_t → g_t / b_{t+1}
 
-    The norm is over all leaves together. (The code released with AdaLoss keeps one
+    The norm is over all leaves together; of params that are sharded inside `shard_map` it is
+    each shard's own, so use `jax.jit` there. (The code released with AdaLoss keeps one
     accumulator for each output row of a kernel; this is the formula of the papers.)
 
     Args:
@@ -246,7 +249,7 @@ def adagrad_norm(
 
 
 def decay_sqrt_schedule(learning_rate: Scalar, b0: Scalar, alpha: Scalar) -> Schedule:
-    r"""The learning rate of SGD_DecaySqrt, AdaLoss's baseline that does not look at the loss.
+    r"""The learning rate of SGD_DecaySqrt, a baseline for AdaLoss that ignores the loss.
 
     .. math::
         η_t = \frac{η}{\sqrt{b_0² + α t}}, \quad t = 1, 2, …
@@ -275,7 +278,12 @@ def decay_sqrt_schedule(learning_rate: Scalar, b0: Scalar, alpha: Scalar) -> Sch
     arguments.check_no_schedule(learning_rate=learning_rate)
     arguments.check_non_negative("learning_rate", learning_rate)
     _check_positive(b0=b0, alpha=alpha)
-    return lambda count: learning_rate / jnp.sqrt(b0**2 + alpha * (count + 1))
+
+    def schedule(count: Any) -> jax.Array:
+        t = numerics.widen(jnp.maximum(count, 0)) + 1
+        return learning_rate / jnp.sqrt(numerics.widen(b0) ** 2 + alpha * t)
+
+    return schedule
 
 
 def _descent(
@@ -292,8 +300,8 @@ def _descent(
     return optax.chain(
         scale,
         coupled_weight_decay(weight_decay),
-        optax.identity() if momentum is None else optax.trace(momentum),
-        optax.scale_by_learning_rate(learning_rate),
+        optax.identity() if momentum is None else optax.trace(arguments.as_plain(momentum)),
+        optax.scale_by_learning_rate(arguments.as_plain(learning_rate)),
     )
 
 
@@ -301,6 +309,9 @@ def _check_positive(**values: Scalar) -> None:
     arguments.check_no_schedule(**values)
     for name, value in values.items():
         arguments.check_positive(name, value)
+    if "b0" in values:
+        wanted = "between 1e-18 and 1e18, for a float32 to hold its square"
+        arguments.check_number("b0", values["b0"], lambda x: 1e-18 <= x <= 1e18, wanted)
 
 
 def _squared(b0: Scalar, params: optax.Params) -> jax.Array:

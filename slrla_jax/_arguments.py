@@ -46,6 +46,11 @@ def as_known(value: Any) -> Any:
     return np.asarray(value) if is_array and value.ndim else value
 
 
+def as_plain(value: Any) -> Any:
+    """A number of NumPy as one of Python, which leaves other numbers their dtype."""
+    return value.item() if isinstance(value, np.number) else value
+
+
 def is_static(value: Any) -> bool:
     """Whether a value is a plain number, the same in eager and in compiled code.
 
@@ -77,7 +82,10 @@ def check_number(name: str, value: Any, holds: Callable[[float], bool], wanted: 
     """
     if callable(value) or isinstance(value, jax.core.Tracer):
         return
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:  # a list of lists of other lengths
+        array = np.asarray(None)
     real = any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer))
     if array.ndim or not real or not holds(float(array.astype(np.float64))):
         hint = ""
@@ -88,7 +96,9 @@ def check_number(name: str, value: Any, holds: Callable[[float], bool], wanted: 
 
 def check_period(name: str, value: Any) -> None:
     """Raises unless the value is a number of steps: whole and at least 1."""
-    check_number(name, value, lambda k: 1 <= k < np.inf and k == np.floor(k), "a whole number >= 1")
+    most = np.iinfo(np.int32).max
+    wanted = "a whole number >= 1 that an int32 holds"
+    check_number(name, value, lambda k: 1 <= k <= most and k == np.floor(k), wanted)
 
 
 def check_step_size(name: str, value: Any) -> None:
@@ -174,6 +184,19 @@ def check_transformation(name: str, value: Any) -> None:
         )
 
 
+def with_extra_args_support(tx: Any) -> optax.GradientTransformationExtraArgs:
+    """Optax's function of that name, for an `optax.MultiSteps` as well, which passes them on."""
+    if isinstance(tx, optax.MultiSteps):
+        return optax.GradientTransformationExtraArgs(tx.init, tx.update)
+    return optax.with_extra_args_support(tx)
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Raises unless the value is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+
+
 def check_dtype(name: str, dtype: DTypeLike | None) -> None:
     """Raises unless the value is None or a floating dtype that JAX is set up to hold."""
     if dtype is None:
@@ -196,12 +219,17 @@ def check_wide_enough(name: str, dtype: DTypeLike | None, params: optax.Params) 
         have = jnp.result_type(leaf)
         if not jnp.issubdtype(have, jnp.inexact):
             continue
-        together = jnp.finfo(jnp.promote_types(dtype, have))  # type: ignore[no-untyped-call]
-        if together.dtype != jnp.dtype(dtype):
+        if not _is_as_wide(dtype, have):
             raise ValueError(
                 f"`{name}` must be at least as wide as the params, got "
                 f"{jnp.dtype(dtype).name} for params{jax.tree_util.keystr(path)} of {have}."
             )
+
+
+def _is_as_wide(dtype: DTypeLike, other: DTypeLike) -> bool:
+    """Whether a floating dtype holds all that another floating or complex one does."""
+    have, want = (jnp.finfo(x) for x in (dtype, other))  # type: ignore[no-untyped-call]
+    return bool(have.nmant >= want.nmant and have.nexp >= want.nexp)
 
 
 # What `update` is called with
@@ -215,6 +243,15 @@ def check_params(transform: str, params: optax.Params | None) -> None:
         )
 
 
+def check_state(state: Any, state_type: type) -> None:
+    """Raises if `update` was called with the state of something else."""
+    if not isinstance(state, state_type):
+        raise ValueError(
+            f"`state` must be the {state_type.__name__} that `init` makes, got a "
+            f"{type(state).__name__}."
+        )
+
+
 def check_made_for(copy_in_state: optax.Params, updates: optax.Updates) -> None:
     """Raises if there is an update for a param of which the state has no copy of its shape."""
 
@@ -222,10 +259,43 @@ def check_made_for(copy_in_state: optax.Params, updates: optax.Updates) -> None:
         if update is None or jnp.shape(update) == getattr(stored, "shape", None):
             return
         have = f"a copy of shape {stored.shape}" if hasattr(stored, "shape") else "no copy"
-        raise ValueError(
-            f"`opt_state` was made for other params: for params{jax.tree_util.keystr(path)}, with "
-            f"an update of shape {jnp.shape(update)}, it holds {have}. Make it anew with `init` "
-            "where other params are trained."
+        raise _OtherParams(
+            f" for params{jax.tree_util.keystr(path)}, with an update of shape "
+            f"{jnp.shape(update)}, it holds {have}."
         )
 
-    jax.tree_util.tree_map_with_path(leaf, updates, copy_in_state, is_leaf=lambda x: x is None)
+    try:
+        jax.tree_util.tree_map_with_path(leaf, updates, copy_in_state, is_leaf=lambda x: x is None)
+    except (ValueError, TypeError) as error:
+        detail = error if isinstance(error, _OtherParams) else f" {error}"
+        raise ValueError(
+            f"`opt_state` was made for other params:{detail} Make it anew with `init` where other "
+            "params are trained."
+        ) from None
+
+
+class _OtherParams(ValueError):
+    """What is different about a param."""
+
+
+def check_params_of(copy_in_state: optax.Params, params: optax.Params) -> None:
+    """Raises if a param has another shape than its copy in the state, or a wider dtype."""
+
+    def leaf(path: Any, stored: jax.Array, p: Any) -> None:
+        have = jnp.result_type(p)
+        fits = jnp.shape(p) == stored.shape and (
+            not jnp.issubdtype(have, jnp.inexact) or _is_as_wide(stored.dtype, have)
+        )
+        if not fits:
+            raise ValueError(
+                f"`opt_state` was made for other params: for params{jax.tree_util.keystr(path)}, "
+                f"{have} of shape {jnp.shape(p)}, it holds {stored.dtype} of shape "
+                f"{stored.shape}."
+            )
+
+    jax.tree_util.tree_map_with_path(
+        lambda path, stored, p: None if stored is None else leaf(path, stored, p),
+        copy_in_state,
+        params,
+        is_leaf=lambda x: x is None,
+    )

@@ -25,8 +25,8 @@ class LookaheadState(NamedTuple):
 
     Attributes:
       inner_state: state of the inner optimizer, or of the layer beneath.
-      cycle_start_params: the slow weights that the cycle began with, which after a sync
-        is the one that has ended; like the params, or in `slow_dtype`.
+      cycle_start_params: the slow weights that the cycle began with (after a sync, the
+        cycle that has just ended); like the params, or in `slow_dtype`.
       cycle_start_moments: with `sync_moments="pullback"`, the inner optimizer's moments at
         the start of the cycle; otherwise empty.
       steps_taken: optimizer steps taken, the argument of schedules; int32 of shape ().
@@ -69,9 +69,9 @@ def lookahead(
 
     It stands last in a chain: what came after it would change the step back as well
     (`optax.chain(lookahead(…), optax.scale(0.1))` makes a tenth of it). What is to scale
-    or to limit the inner optimizer's steps belongs into `inner`. And `inner` is a whole
+    or to limit the inner optimizer's steps belongs inside `inner`. And `inner` is a whole
     optimizer, whose updates are added to the params: `optax.scale_by_adam()` alone would
-    climb.
+    ascend the loss.
 
     A cycle starts from the params it is given. Another transformation may therefore
     change the params between cycles, and lookaheads may be nested.
@@ -183,7 +183,7 @@ def lookahead_layer(
       pull: a regulariser of the gradients that needs the slow weights of the cycle:
         `pull(updates, params, slow, steps_taken)`.
     """
-    inner = optax.with_extra_args_support(inner)
+    inner = arguments.with_extra_args_support(inner)
     period_at = arguments.as_schedule(sync_period)
     step_size_at = arguments.as_schedule(slow_step_size)
 
@@ -207,7 +207,9 @@ def lookahead_layer(
         **extra_args: Any,
     ) -> tuple[optax.Updates, LookaheadState]:
         arguments.check_params("a lookahead", params)
+        arguments.check_state(state, LookaheadState)
         arguments.check_made_for(state.cycle_start_params, updates)
+        arguments.check_params_of(state.cycle_start_params, params)
         k, alpha = period_at(state.steps_taken), step_size_at(state.steps_taken)
 
         # θ ← p at the start of a cycle.
@@ -221,7 +223,7 @@ def lookahead_layer(
             updates = pull(updates, params, slow, state.steps_taken)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         stepped = has_stepped(inner_state)
-        steps = state.steps_since_sync + stepped
+        steps = state.steps_since_sync + jnp.asarray(stepped, jnp.int32)
         sync = jnp.logical_and(stepped, steps >= k)
 
         # u ← (θ + α (v − θ)) − p at a sync.

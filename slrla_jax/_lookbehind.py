@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from slrla_jax import _arguments as arguments
@@ -50,7 +51,8 @@ def lookbehind(
         ε(g) = ρ \frac{g}{\|g\|}, \qquad ε(g) = ρ \frac{T² g}{\|T g\|},
         \quad T = |φ| + η_{asam} \text{ on weights, 1 elsewhere,}
 
-    with the norm over all leaves together. A zero gradient gives ε = 0.
+    with the norm over all leaves together (of params that are sharded inside `shard_map`,
+    over each shard: use `jax.jit` there). A zero gradient gives ε = 0.
 
     Where a part of the params is frozen, put the `optax.partition` that freezes it inside,
     around the optimizer of the descent, and name in `ascent_mask` what is trained: the
@@ -59,10 +61,13 @@ def lookbehind(
 
     Args:
       inner: A, the optimizer of the descent. It makes k steps a training step: the
-        boundaries of schedules inside are to be multiplied by k.
+        boundaries of schedules inside are to be multiplied by k. Where it asks for the
+        loss (`value=`), it is told that of θ in all of them, so no line search can be in
+        it for k > 1.
       ascent_steps: k ≥ 1, a plain number. (Under `optax.inject_hyperparams` name it
         in `static_args`.)
-      rho: ρ ≥ 0, the length of an ascent step.
+      rho: ρ ≥ 0, the length of an ascent step. With bfloat16 params a small ρ is partly
+        rounded away; keep float32 params and cast them in the loss.
       slow_step_size: α in (0, 1]; or `"adaptive"` for
         α = (cos(v_1 − θ, v_k − θ) + 1) / 2, where a zero difference counts as cosine 0.
       adaptive_rho: whether the ascent is ASAM's.
@@ -70,7 +75,8 @@ def lookbehind(
       weight_mask: with `adaptive_rho`, which leaves are weights: a tree of booleans like
         the params or a prefix of it, or a function from params to that. None for the
         leaves of two or more dimensions.
-      ascent_mask: which leaves the ascent moves, likewise; None for all.
+      ascent_mask: which leaves the ascent moves, likewise; None for all. (Under
+        `optax.inject_hyperparams` name masks that are functions in `static_args`.)
       cosine: with the adaptive α, `"per_leaf"` for an α of each leaf's own, `"global"`
         for one of all leaves together.
 
@@ -107,7 +113,13 @@ def lookbehind(
       Mordido, Malviya, Baratin and Chandar, `Lookbehind-SAM: k steps back, 1 step
       forward <https://arxiv.org/abs/2307.16704>`_, 2024.
     """
+    if isinstance(ascent_steps, jax.Array):
+        raise ValueError(
+            f"`ascent_steps` must be a plain number, got {ascent_steps!r}; under "
+            "`optax.inject_hyperparams` name it in `static_args`."
+        )
     arguments.check_length("ascent_steps", ascent_steps)
+    arguments.check_bool("adaptive_rho", adaptive_rho)
     arguments.check_transformation("inner", inner)
     arguments.check_no_schedule(rho=rho, eta=eta)
     arguments.check_non_negative("rho", rho)
@@ -118,7 +130,16 @@ def lookbehind(
         arguments.check_no_schedule(slow_step_size=slow_step_size)
         arguments.check_step_size("slow_step_size", slow_step_size)
     arguments.check_choice("cosine", cosine, COSINES)
-    inner = optax.with_extra_args_support(inner)
+    inner = arguments.with_extra_args_support(inner)
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        state = inner.init(params)
+        if ascent_steps > 1 and moments.has_line_search(state):
+            raise ValueError(
+                "`inner` must have no line search where `ascent_steps` is more than 1, got "
+                f"{ascent_steps}: `value` and `grad` are those of θ in all of its steps."
+            )
+        return state
 
     def update_fn(
         updates: optax.Updates,
@@ -129,10 +150,10 @@ def lookbehind(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         arguments.check_params("a sharpness-aware optimizer", params)
-        if grad_fn is None:
+        if not callable(grad_fn):
             raise ValueError(
                 "`grad_fn` must be passed to `update(grads, state, params, grad_fn=grad_fn)` "
-                "of a sharpness-aware optimizer, got None."
+                f"of a sharpness-aware optimizer, got {grad_fn!r}."
             )
         grads, behind, fast, first = updates, params, params, None
         for i in range(int(ascent_steps)):
@@ -157,7 +178,7 @@ def lookbehind(
         state = moments.forget_evaluations(has_stepped_back, state)
         return numerics.tree_map(_step_back, moved, alphas, updates), state
 
-    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def sam(
@@ -257,17 +278,28 @@ def asam(
     )
 
 
-def _broadcast(mask: Mask, params: optax.Params) -> Any:
+def _broadcast(name: str, mask: Mask, params: optax.Params) -> Any:
     """A mask as a tree of booleans like the params."""
     mask = mask(params) if callable(mask) else mask
-    return jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), mask, params)
+    wanted = f"`{name}` must be a tree of booleans like the params, or a prefix of it"
+    for flag in jax.tree.leaves(mask):
+        if not isinstance(flag, (bool, np.bool_)):
+            raise ValueError(
+                f"{wanted}, got {flag!r} in it. (Under `optax.inject_hyperparams` name a mask "
+                "that is a function in `static_args`.)"
+            )
+    try:
+        return jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), mask, params)
+    except ValueError as error:
+        raise ValueError(f"{wanted}: {error}") from None
 
 
 def _masked(mask: Mask | None, params: optax.Params, grads: optax.Updates) -> optax.Updates:
     """The gradients of the leaves that the mask names, None for the others."""
     if mask is None:
         return grads
-    return numerics.tree_map(lambda g, flag: g if flag else None, grads, _broadcast(mask, params))
+    flags = _broadcast("ascent_mask", mask, params)
+    return numerics.tree_map(lambda g, flag: g if flag else None, grads, flags)
 
 
 def _scales(
@@ -277,7 +309,7 @@ def _scales(
     if mask is None:
         is_weight = numerics.tree_map(lambda g: jnp.ndim(g) >= 2, grads)
     else:
-        is_weight = _broadcast(mask, params)
+        is_weight = _broadcast("weight_mask", mask, params)
 
     def scale(_: Any, p: jax.Array, is_weight: bool) -> Any:
         return jnp.abs(numerics.widen(p)) + arguments.as_number(eta) if is_weight else 1.0
@@ -323,6 +355,15 @@ def _gradient(
             "`grad_fn` must return a tree like the gradients passed to `update`, got "
             f"{structures[0]} instead of {structures[1]}.{hint}"
         )
+    for (path, one), other in zip(
+        jax.tree_util.tree_leaves_with_path(elsewhere), jax.tree.leaves(grads), strict=True
+    ):
+        if jnp.shape(one) != jnp.shape(other):
+            raise ValueError(
+                "`grad_fn` must return a tree like the gradients passed to `update`, got "
+                f"shape {jnp.shape(one)} instead of {jnp.shape(other)} for "
+                f"params{jax.tree_util.keystr(path)}."
+            )
     return elsewhere
 
 

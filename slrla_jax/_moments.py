@@ -127,7 +127,7 @@ def declare_moments(
       A decorator for the state's class, a NamedTuple or a dataclass; it gives the class back.
 
     Raises:
-      TypeError: if the class is neither.
+      TypeError: if the class is neither, or if names are given in another form.
       ValueError: for a name that is not one of its fields.
 
     Example:
@@ -142,6 +142,13 @@ def declare_moments(
 
       >>> _ = slrla_jax.declare_moments("momentum")(MyState)
     """
+    if not all(isinstance(name, str) for name in moments):
+        raise TypeError(
+            f"`declare_moments` takes names of fields, got {moments!r}: write "
+            "@declare_moments() for a state without moments."
+        )
+    if isinstance(inner_states, str):
+        raise TypeError(f"`inner_states` must be a tuple of names, got {inner_states!r}.")
 
     def declare(state_type: StateType) -> StateType:
         known = _field_names(state_type)
@@ -227,16 +234,22 @@ def forget_evaluations(moved: ArrayLike, state: optax.OptState) -> optax.OptStat
     evaluates the loss anew.
     """
 
-    def is_line_search(node: Any) -> bool:
-        return isinstance(node, LINE_SEARCHES)
-
     def forget(node: Any) -> Any:
-        if not is_line_search(node):
+        if not _is_line_search(node):
             return node
         value = jnp.asarray(node.value)
         return node._replace(value=numerics.select(moved, jnp.full_like(value, jnp.inf), value))
 
-    return jax.tree.map(forget, state, is_leaf=is_line_search)
+    return jax.tree.map(forget, state, is_leaf=_is_line_search)
+
+
+def has_line_search(state: optax.OptState) -> bool:
+    """Whether there is the state of a line search in a state."""
+    return any(map(_is_line_search, jax.tree.leaves(state, is_leaf=_is_line_search)))
+
+
+def _is_line_search(node: Any) -> bool:
+    return isinstance(node, LINE_SEARCHES)
 
 
 def _map_moments(f: Callable[[Any], Any], state: Any, sync_moments: str) -> Any:

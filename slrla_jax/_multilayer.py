@@ -66,6 +66,8 @@ def multilayer_lookahead(
       Pushkin and Barba, `Multilayer Lookahead: a Nested Version of Lookahead
       <https://arxiv.org/abs/2110.14254>`_, 2021.
     """
+    sync_periods = arguments.as_known(sync_periods)
+    slow_step_sizes = arguments.as_known(slow_step_sizes)
     arguments.check_nonempty("sync_periods", sync_periods)
     arguments.check_nonempty("slow_step_sizes", slow_step_sizes)
     arguments.check_same_length(sync_periods=sync_periods, slow_step_sizes=slow_step_sizes)

@@ -56,7 +56,8 @@ class Stage:
     @property
     def length(self) -> int:
         """Optimizer steps in the stage."""
-        return self.cycles * self.sync_period
+        length: int = _whole(self.cycles) * _whole(self.sync_period)
+        return length
 
 
 def slrla(
@@ -76,7 +77,7 @@ def slrla(
         &\quad θ_q = \text{Lookahead}(F_q, η_q, T_q, α_q, k_q, θ_{q-1}, A)
 
     Each stage has its own learning rate η_q, length T_q, slow step size α_q, period
-    k_q and strength β_q; after the last, its settings stay. β = 0 is stagewise
+    k_q and strength β_q; after the last stage its settings remain in force. β = 0 is stagewise
     Lookahead, β = 0 with α = 1 stagewise SGD, and one stage with β = 0 is
     `lookahead`. What is said there of the place in a chain holds here.
 
@@ -119,9 +120,11 @@ def slrla(
     """
     _check_factory(make_inner)
     _check_stages(stages)
+    arguments.check_dtype("anchor_dtype", anchor_dtype)
+    arguments.check_bool("decoupled", decoupled)
     lengths = [stage.length for stage in stages]
     learning_rate = optax.join_schedules(
-        [arguments.as_schedule(stage.learning_rate) for stage in stages],
+        [_from_its_start(stage.learning_rate) for stage in stages],
         [sum(lengths[:q]) for q in range(1, len(lengths))],
     )
     inner = make_inner(learning_rate)
@@ -136,7 +139,7 @@ def slrla(
             lengths,
             anchor_dtype=anchor_dtype,
         )
-        inner = optax.chain(inner, pull)
+        inner = optax.chain(_forgetting(inner), pull)
 
     tx = lookahead(
         inner,
@@ -160,7 +163,7 @@ def _minimising(
     (`grad_fn=`) would otherwise step on the plain F. What a line search remembers of F_q
     is not what the training loop asks for, which is F.
     """
-    tx = optax.with_extra_args_support(tx)
+    tx = arguments.with_extra_args_support(tx)
 
     def init_fn(params: optax.Params) -> tuple[optax.OptState, optax.OptState]:
         return prox.init(params), tx.init(params)
@@ -180,6 +183,22 @@ def _minimising(
         return updates, (prox_state, tx_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _forgetting(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`inner`, whose line search forgets the loss at params that a pull will move on."""
+    inner = arguments.with_extra_args_support(inner)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        updates, state = inner.update(updates, state, params, **extra_args)
+        return updates, moments.forget_evaluations(True, state)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
 def slrla_sgd(
@@ -253,7 +272,10 @@ def slrla_sgd(
     if momentum is not None:
         arguments.check_decay("momentum", momentum)
     arguments.check_non_negative("weight_decay", weight_decay)
-    inner = optax.chain(coupled_weight_decay(weight_decay), optax.sgd(learning_rate, momentum))
+    inner = optax.chain(
+        coupled_weight_decay(weight_decay),
+        optax.sgd(arguments.as_plain(learning_rate), arguments.as_plain(momentum)),
+    )
     settings = (inner, sync_period, slow_step_size, sync_moments, slow_dtype)
     check_settings(*settings)
 
@@ -275,6 +297,20 @@ def slrla_sgd(
         return pull_towards(slow, updates, params, beta_at(count))
 
     return lookahead_layer(*settings, pull=pull)
+
+
+def _whole(number: Any) -> Any:
+    """A number of steps as an integer of Python, which does not overflow; if it is known."""
+    return number if isinstance(number, jax.core.Tracer) else int(number)
+
+
+def _from_its_start(learning_rate: ScalarOrSchedule) -> Schedule:
+    """A stage's schedule, which is never asked for a step before its first.
+
+    `optax.join_schedules` evaluates all schedules at every step, and selects afterwards.
+    """
+    schedule = arguments.as_schedule(learning_rate)
+    return lambda count: schedule(jnp.maximum(count, 0))
 
 
 def _check_factory(make_inner: Any) -> None:

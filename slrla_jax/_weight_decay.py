@@ -13,4 +13,4 @@ def coupled_weight_decay(weight_decay: Scalar) -> optax.GradientTransformation:
     """
     if arguments.is_zero(weight_decay):
         return optax.identity()
-    return optax.add_decayed_weights(weight_decay)
+    return optax.add_decayed_weights(arguments.as_plain(weight_decay))

@@ -1,5 +1,7 @@
 """AdaLoss and its baselines against NumPy float64 loops of their formulas."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -217,3 +219,31 @@ def test_settings_that_were_taken_in_silence(kwargs, message):
 def test_a_schedules_learning_rate_is_checked():
     with pytest.raises(ValueError, match=r"`learning_rate`.*nan"):
         slrla_jax.decay_sqrt_schedule(float("nan"), 1.0, 1.0)
+
+
+def test_a_loss_that_b_squared_cannot_hold_is_left_out():
+    tx, params = slrla_jax.adaloss(0.5, alpha=10.0), jnp.ones(2)
+    state = tx.init(params)
+    for value, b_squared in ((1.0, 11), (1e38, 11), (2.0, 31)):
+        updates, state = tx.update(params, state, params, value=value)
+        assert optax.tree.get(state, "b_squared") == b_squared
+        np.testing.assert_allclose(updates, -0.5 / np.sqrt(b_squared), rtol=1e-6)
+
+
+@pytest.mark.parametrize("b0", [1e30, 1e-30, 1e19])
+def test_a_b0_whose_square_float32_cannot_hold(b0):
+    for make in (
+        slrla_jax.scale_by_adaloss,
+        slrla_jax.scale_by_adagrad_norm,
+        lambda b0: slrla_jax.decay_sqrt_schedule(0.1, b0, 1.0),
+    ):
+        with pytest.raises(ValueError, match=rf"`b0` must be between .*{re.escape(repr(b0))}"):
+            make(b0)
+
+
+def test_the_decaying_learning_rate_at_any_count():
+    schedule = slrla_jax.decay_sqrt_schedule(1.0, 100_000, 1000)
+    for count in (0, 3_000_000, 2**31 - 1):
+        expected = 1 / np.sqrt(1e10 + 1000 * (count + 1.0))
+        np.testing.assert_allclose(schedule(jnp.int32(count)), expected, rtol=1e-6)
+        np.testing.assert_allclose(schedule(count), expected, rtol=1e-6)

@@ -105,7 +105,7 @@ def test_infinity_is_not_a_number_of_steps():
 
 def test_lengths_that_sum_to_too_much():
     rejects(lambda: stagewise_prox(0.1, [2**30, 2**30]), "`stage_length`", "got [1073741824,")
-    rejects(lambda: slrla(optax.sgd, [Stage(2**30, 0.1)]), "`stages`", f"got [{5 * 2**30}]")
+    rejects(lambda: slrla(optax.sgd, [Stage(2**30, 0.1)]), "`stages[0]`", f"got {5 * 2**30}")
     # An int32 can count to here.
     assert stagewise_prox(0.1, [2**30, 2**30 - 1]).init(jnp.ones(1)).steps_taken == 0
 
@@ -461,3 +461,64 @@ def test_one_value_where_a_list_is_wanted():
     rejects(lambda: multilayer_lookahead(INNER, (5,), 0.8), "`slow_step_sizes`", "got 0.8")
     stage = Stage(5, 0.1)
     rejects(lambda: slrla(optax.sgd, stage), "`stages`", repr(stage))
+
+
+def test_stages_of_numpys_small_integers():
+    assert Stage(np.int16(30_000), 0.1, sync_period=np.int16(5)).length == 150_000
+    assert Stage(2.0, 0.1).length == 10
+    assert type(Stage(2.0, 0.1).length) is int
+
+
+def test_periods_that_an_int32_cannot_count():
+    rejects(lambda: lookahead(INNER, 2**31), "`sync_period`", f"got {2**31}")
+    rejects(lambda: stagewise_prox(0.1, 2**40), "`stage_length`", f"got {2**40}")
+    rejects(lambda: slrla_sgd(0.1, anchor_period=2**31), "`anchor_period`", f"got {2**31}")
+
+
+def test_other_settings_that_were_taken_in_silence():
+    stages = [Stage(5, 0.1)]
+    rejects(lambda: slrla(optax.sgd, stages, anchor_dtype="int8"), "`anchor_dtype`", "got 'int8'")
+    rejects(lambda: slrla(optax.sgd, stages, decoupled="no"), "`decoupled`", "got 'no'")
+    rejects(lambda: lookahead(INNER, [1, [2, 3]]), "`sync_period`", "got [1, [2, 3]]")
+    rejects(lambda: lookbehind(INNER, jnp.array(2)), "`ascent_steps`", "`static_args`")
+    rejects(lambda: adabound(0.1, weight_decay=a_schedule), "`weight_decay`", "number")
+
+
+def test_numpys_double_precision_does_not_widen_a_state():
+    with enable_x64(True):
+        for tx in (
+            slrla_sgd(np.float64(0.1), momentum=np.float64(0.9), weight_decay=np.float64(0.01)),
+            adaloss(np.float64(0.1), momentum=np.float64(0.9)),
+            adagrad_norm(np.float64(0.1), momentum=np.float64(0.9)),
+        ):
+            params = jnp.ones(2, jnp.float32)
+            state = tx.init(params)
+            updates, later = optax.with_extra_args_support(tx).update(
+                params, state, params, value=1.0
+            )
+            assert updates.dtype == jnp.float32
+            assert jax.tree.map(lambda x: x.dtype, later) == jax.tree.map(lambda x: x.dtype, state)
+
+
+def test_known_arrays_in_a_function_that_is_compiled():
+    """Lists and lengths given as JAX arrays from outside: nothing of the trace stays in them."""
+    periods, sizes, three = jnp.array([1, 3]), jnp.array([1.0, 0.5]), jnp.array(3)
+    built = []
+
+    @jax.jit
+    def build():
+        built.append(multilayer_lookahead(INNER, periods, sizes))
+        built.append(slrla(optax.sgd, [Stage(three, 1.0, 0.5, three, 1.0)] * 2))
+        return jnp.zeros(())
+
+    build()
+    np.testing.assert_array_equal(path(built[0]), [-1, -2, -1.5, -2.5, -3.5, -3, -4])
+    assert jnp.isfinite(path(built[1])).all()
+
+
+def test_slow_weights_of_float8_params():
+    params = jnp.ones(2, "float8_e4m3fn")
+    state = lookahead(INNER, slow_dtype="float32").init(params)
+    assert state.cycle_start_params.dtype == jnp.float32
+    with pytest.raises(ValueError, match=r"`slow_dtype`.*float8_e4m3fn for params"):
+        lookahead(INNER, slow_dtype="float8_e4m3fn").init(jnp.ones(2, jnp.bfloat16))

@@ -41,7 +41,7 @@ from transforms_table import (
     target,
 )
 
-from slrla_jax import adabound, lookahead, multilayer_lookahead, slrla_sgd, stagewise_prox
+from slrla_jax import adabound, adaloss, lookahead, multilayer_lookahead, slrla_sgd, stagewise_prox
 
 # The table itself.
 
@@ -452,3 +452,14 @@ def test_extra_arguments_that_nobody_knows_are_ignored(row):
         return {"unheard_of": "x", "batch_stats": {"mean": jnp.nan}} | row.extra(params, i)
 
     assert_same_run(run_row(row, row.build(same), extra=extra), plain(row))
+
+
+def test_extra_arguments_reach_multi_steps_inside():
+    """The wrapper itself takes them; what its `gradient_transformation()` returns does not."""
+    params = jnp.ones(2)
+    tx = lookahead(optax.MultiSteps(adaloss(0.5), 2), 2, 0.5)
+    state = tx.init(params)
+    for value in (1.0, 3.0):
+        updates, state = tx.update(params, state, params, value=value)
+    assert optax.tree.get(state, "b_squared") == 4
+    np.testing.assert_allclose(updates, 0.5 * -0.5 / np.sqrt(4), rtol=1e-6)

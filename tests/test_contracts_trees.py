@@ -372,3 +372,40 @@ def test_params_that_the_state_was_not_made_for(row):
     taller = {"w": jnp.ones((3, 3)), "b": params["b"]}
     with pytest.raises(ValueError, match=r"\['w'\].*\(3, 3\).*\(2, 3\)"):
         tx.update(taller, tx.init(params), taller)
+
+
+def test_another_optimizers_state_is_named():
+    params = jnp.ones(2)
+    with pytest.raises(ValueError, match=r"`state` must be the LookaheadState .* got a tuple"):
+        lookahead(sgd()).update(params, sgd().init(params), params)
+
+
+@pytest.mark.parametrize(
+    ("params", "updates"),
+    [
+        ({"w": jnp.ones(2)}, {"w": jnp.ones(2), "more": jnp.ones(2)}),
+        ({"w": jnp.ones((3, 2))}, {"w": jnp.ones(2)}),
+    ],
+)
+def test_params_or_updates_of_another_structure(params, updates):
+    tx = lookahead(sgd())
+    state = tx.init({"w": jnp.ones(2)})
+    with pytest.raises(ValueError, match="`opt_state` was made for other params"):
+        tx.update(updates, state, params)
+
+
+def test_a_state_of_narrower_params():
+    tx = lookahead(optax.sgd(0.1))
+    state = tx.init(jnp.ones(2, jnp.bfloat16))
+    wide = jnp.array([1.001, 2.003])
+    with pytest.raises(ValueError, match=r"float32 of shape \(2,\), it holds bfloat16"):
+        tx.update(wide, state, wide)
+
+
+def test_strict_promotion_of_dtypes():
+    with jax.numpy_dtype_promotion("strict"):
+        tx, params = lookahead(optax.sgd(0.5), 2, 0.5), jnp.ones(2)
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(params, state, params)
+        assert (slow_params(state, params + updates) == params + updates).all()

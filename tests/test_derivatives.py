@@ -18,6 +18,7 @@ from slrla_jax import (
     adabound,
     adagrad_norm,
     adaloss,
+    decay_sqrt_schedule,
     lookahead,
     lookbehind,
     multilayer_lookahead,
@@ -204,3 +205,20 @@ def test_one_bad_loss_does_not_enter_the_derivatives():
         return jnp.sum(params)
 
     assert np.isfinite(jax.grad(end)(1.0))
+
+
+def test_a_later_stages_schedule_is_not_asked_for_earlier_steps():
+    """There √(b0² + α t) has no value, and its derivative no number."""
+
+    def end(rate):
+        later = decay_sqrt_schedule(rate, 1.0, 1.0)
+        stages = [Stage(1, 0.1, sync_period=4), Stage(1, later, sync_period=2)]
+        tx, params = slrla(optax.sgd, stages), jnp.ones(2)
+        state = tx.init(params)
+        for _ in range(6):
+            updates, state = tx.update(params, state, params)
+            params = params + updates
+        return jnp.sum(params)
+
+    h = 1e-2
+    np.testing.assert_allclose(jax.grad(end)(0.3), (end(0.3 + h) - end(0.3 - h)) / (2 * h), 1e-2)

@@ -725,3 +725,34 @@ def test_missing_params_are_named(make):
     tx = make(optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"`params`.*None"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)), grad_fn=lambda p, i: p)
+
+
+@pytest.mark.parametrize("name", ["ascent_mask", "weight_mask"])
+def test_masks_are_trees_of_booleans(name):
+    def update(mask):
+        tx = slrla_jax.asam(optax.sgd(0.1), **{name: mask})
+        params = {"head": jnp.ones(2), "body": jnp.ones((2, 2))}
+        tx.update(params, tx.init(params), params, grad_fn=lambda p, i: p)
+
+    update({"head": True, "body": np.bool_(False)})
+    for bad in ("head", {"head": 1, "body": 0}, lambda params: jnp.array(True)):
+        with pytest.raises(ValueError, match=f"`{name}` must be a tree of booleans"):
+            update(bad)
+    with pytest.raises(ValueError, match=f"`{name}` must be a tree of booleans"):
+        update({"wrong": True})
+
+
+def test_no_line_search_within_several_ascent_steps():
+    for steps in (1, 2):
+        tx = slrla_jax.lookbehind(optax.lbfgs(), steps)
+        if steps == 1:
+            tx.init(jnp.ones(2))
+        else:
+            with pytest.raises(ValueError, match=r"`inner` must have no line search.*got 2"):
+                tx.init(jnp.ones(2))
+
+
+def test_gradients_of_another_shape_are_named():
+    tx, params = slrla_jax.sam(optax.sgd(0.1)), {"w": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"`grad_fn`.*shape \(\) instead of \(2,\).*\['w'\]"):
+        tx.update(params, tx.init(params), params, grad_fn=lambda p, i: {"w": jnp.zeros(())})

@@ -299,6 +299,10 @@ def test_declarations_that_cannot_be():
         declare_moments(inner_states=("inner",))(Undeclared)
     with pytest.raises(TypeError, match=r"NamedTuple or a dataclass.*int"):
         declare_moments()(int)
+    with pytest.raises(TypeError, match=r"names of fields.*@declare_moments\(\)"):
+        declare_moments(Undeclared)
+    with pytest.raises(TypeError, match=r"`inner_states` must be a tuple.*'inner'"):
+        declare_moments(inner_states="inner")
 
 
 @pytest.mark.parametrize(
@@ -356,8 +360,9 @@ LINE_SEARCHES = {
         lambda inner: lookahead(inner, 2, 0.5),
         lambda inner: multilayer_lookahead(inner, (2, 2), (0.5, 0.5)),
         lambda inner: slrla(lambda lr: inner, [Stage(2, 1.0, 0.3, 2, 0.5)]),
+        lambda inner: slrla(lambda lr: inner, [Stage(2, 0.1, 0.3, 2, 0.5)], decoupled=True),
     ],
-    ids=["lookahead", "multilayer_lookahead", "slrla"],
+    ids=["lookahead", "multilayer_lookahead", "slrla", "slrla-decoupled"],
 )
 def test_what_a_line_search_remembers_is_of_the_params(around, name):
     def loss(params):
