@@ -80,6 +80,10 @@ def train(step, params, opt_state, place):
     for _ in range(STEPS):
         batch = rng.integers(len(images), size=BATCH_SIZE)
         params, opt_state = step(params, opt_state, place(images[batch]), place(labels[batch]))
+        # Virtual devices share the threads of one CPU. Steps dispatched ahead could take the thread
+        # that a device needs to join the mean, and all would wait forever. Real devices do not
+        # need this line.
+        jax.block_until_ready((params, opt_state))
     return jax.device_get({"fast": params, "slow": slow_params(opt_state, params)})
 
 
