@@ -469,6 +469,8 @@ with jax.default_matmul_precision("highest"):  # on GPUs and TPUs too
 
         parts = images.reshape(devices, -1, 64), labels.reshape(devices, -1)
         all_params, all_state = all_step(all_params, all_state, *parts)
+        # A CPU's virtual devices share its threads: steps dispatched ahead could block a sum.
+        jax.block_until_ready(all_params)
 
 one = jax.device_get(jax.tree.leaves((params, slow_params(state, params))))
 each = jax.device_get(jax.tree.leaves((all_params, slow_params(all_state, all_params))))
