@@ -692,7 +692,7 @@ AROUND = {
     ),
     "inject_hyperparams": lambda inner: optax.inject_hyperparams(lambda one: inner)(1.0),
     "masked": lambda inner: optax.masked(inner, {"b": True, "w": True}),
-    "partition": lambda inner: optax.partition({"it": inner}, {"b": "it", "w": "it"}),
+    "partition": lambda inner: optax.multi_transform({"it": inner}, {"b": "it", "w": "it"}),
     "named_chain": lambda inner: optax.named_chain(("it", inner), ("and", optax.identity())),
     "a list": in_a_list,
 }
