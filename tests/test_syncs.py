@@ -363,7 +363,7 @@ def test_the_loss_before_a_step_back_is_not_remembered(search):
 @every_search
 def test_the_loss_before_the_step_back_of_lookbehind_is_not_remembered(search, alpha, kept):
     params = jnp.array([1.0, -1.0])
-    tx = lookbehind(searching(search), 2, 0.0, alpha)
+    tx = lookbehind(searching(search), 1, 0.0, alpha)
 
     @jax.jit
     def step(params, state):
