@@ -237,7 +237,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "sla": Optimizer("SLA", make_sla, slow_params),
     "slrla": Optimizer("SLRLA", make_slrla, slow_params),
     "slrla_released": Optimizer("SLRLA (released form)", make_slrla_released, slow_params),
-    "prox_released": Optimizer("SGD with anchors", make_prox_released),
+    "prox_released": Optimizer("Released regulariser alone", make_prox_released),
     "sam": Optimizer("SAM", make_lookbehind(False, 0.05, several=False), None, two),
     "asam": Optimizer("ASAM", make_lookbehind(True, 0.5, several=False), None, two),
     "lookbehind_sam": Optimizer(

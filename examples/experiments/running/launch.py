@@ -77,8 +77,7 @@ def launch(job: Job, console: Console) -> list[Record]:
       The records of all epochs and seeds.
 
     Raises:
-      LaunchError: if the folder is there and the job is not to be resumed, or cannot be written;
-        or as `check_checkpoints` does.
+      LaunchError: as `run_folder`, `check_flags` and `check_checkpoints` find something wrong.
       Diverged, Stopped, CheckpointError: as `training.train` does.
     """
     check_flags(job)

@@ -3,7 +3,7 @@
 - `steps`: the loss, one training step, one evaluation, as functions of plain trees.
 - `devices`: these compiled for one device or several, for one seed or several.
 - `evaluation`: the scores of the slow and of the fast weights.
-- `checkpoints`: a run on disk, to be gone on with.
+- `checkpoints`: a run on disk, to be resumed.
 - `loop`: the run of one seed, or of several together, from its first epoch to its last.
 """
 

@@ -26,7 +26,7 @@ LONGEST = 200
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be read, written, or gone on with."""
+    """A checkpoint that cannot be read, written, or resumed from."""
 
 
 class OtherRun(CheckpointError):
