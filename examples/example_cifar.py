@@ -7,139 +7,129 @@ other setting. The learning rate falls to a tenth after each quarter of the run.
 lists all flags.
 """
 
-import argparse
-import dataclasses
-import functools
+import signal
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from dataclasses import replace
 
-import numpy as np
-from experiments import optimizers
-from experiments.config import Config
-from experiments.data import Data
+if __name__ == "__main__":  # Ctrl-C while the following imports take their seconds is no error.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from experiments import flags, sweep
+from experiments.command_line import (
+    add_checkpoints,
+    add_settings,
+    add_sweep,
+    config_of,
+    program,
+    single,
+)
+from experiments.config import Config, SettingError
+from experiments.configs.lookbehind import CIFAR as BASE
+from experiments.configs.lookbehind import CIFAR10_STD
+from experiments.flags import Parser
 from experiments.optimizers import OPTIMIZERS
-from experiments.running import command_line, flags
-from experiments.running.launch import Job
-from experiments.schedules import stages_of, with_milestones_that_fit
 
-MINIMIZERS = {
-    name: OPTIMIZERS[name] for name in ("sgd", "sam", "asam", "lookbehind_sam", "lookbehind_asam")
-}
-# The released recipe: a tenth of the learning rate after 50, 100 and 150 of 200 epochs.
-MILESTONES, DECAY = (0.25, 0.5, 0.75), 0.1
-
-# By what CIFAR-10's channels are divided there, as fractions of white; main.py has others.
-CIFAR10_STD = (0.2471, 0.2435, 0.2616)
+MINIMIZERS = ("sgd", "sam", "asam", "lookbehind_sam", "lookbehind_asam")
 ADAPTIVE = -1.0
+# Flags that some minimizers have no use for.
+FLAGS = {"ascent_steps": "--k", "slow_step_size": "--alpha", "rho": "--rho", "eta": "--eta"}
 
 
-def make_parser() -> flags.Parser:
-    """The command line."""
-    parser = flags.Parser(
+def make_parser() -> Parser:
+    """Returns the parser of the command line."""
+    parser = Parser(
         prog="example_cifar.py",
         description="Train with SAM, ASAM or Lookbehind, as Lookbehind's released code does.",
     )
-    command_line.add_flags(
-        parser, epochs="--epochs", batch_size="--batch_size", network="--model", input_norm=None
+    add_settings(
+        parser,
+        "data and model",
+        BASE,
+        dataset="--dataset",
+        train_images="--train_images",
+        model="--model",
+        bf16="--bf16",
     )
-    parser.set_defaults(network="ResNet-34", epochs=200)
+    add_settings(
+        parser,
+        "training",
+        BASE,
+        epochs="--epochs",
+        batch_size="--batch_size",
+        eval_every="--eval_every",
+        learning_rate="--lr",
+        momentum="--momentum",
+        weight_decay="--weight_decay",
+    )
     add = parser.add_argument_group("optimizer").add_argument
     add(
         "--minimizer",
-        type=flags.spelling(functools.partial(optimizers.find, known=MINIMIZERS)),
+        dest="optimizer",
+        type=flags.spelling(MINIMIZERS),
         default="lookbehind_sam",
         metavar="NAME",
         help=f"{', '.join(MINIMIZERS)}, in any spelling (default: %(default)s)",
     )
     add(
         "--rho",
+        dest="rho",
         type=flags.not_negative,
         metavar="ρ",
-        help="length of an ascent step (default: the paper's, 0.05, and 0.5 of the ASAM kind)",
+        help="length of an ascent step (default: the paper's, 0.05, or 0.5 for ASAM)",
     )
     add(
         "--k",
+        dest="ascent_steps",
         type=flags.count,
-        default=2,
         metavar="N",
-        help="ascent steps of Lookbehind in a training step, which takes a gradient more than "
-        "that (default: %(default)s)",
+        help="ascent steps of Lookbehind in a training step, which takes one gradient more "
+        f"(default: {BASE.ascent_steps})",
     )
     add(
         "--alpha",
+        dest="slow_step_size",
         type=flags.number(
             "more than 0 and at most 1, or -1", lambda a: a == ADAPTIVE or 0 < a <= 1
         ),
-        default=ADAPTIVE,
         metavar="α",
-        help="slow step size of Lookbehind; -1 for one that is chosen anew in each step "
-        "(default: %(default)g)",
+        help="slow step size of Lookbehind; -1 for one that adapts in each step "
+        f"(default: {ADAPTIVE:g})",
     )
     add(
         "--eta",
+        dest="eta",
         type=flags.not_negative,
-        default=0.0,
         metavar="η",
-        help="what the ASAM kind adds to the size of a weight (default: 0, as released)",
+        help="what ASAM adds to the magnitude of a weight (default: 0, as released)",
     )
-    add("--lr", type=flags.positive, default=0.1, help="learning rate (default: %(default)s)")
-    add("--momentum", type=flags.fraction, default=0.9, help="of SGD (default: %(default)s)")
-    add(
-        "--weight_decay",
-        type=flags.not_negative,
-        default=5e-4,
-        metavar="WD",
-        help="of SGD, coupled (L2) (default: %(default)s)",
-    )
+    add_sweep(parser)
+    add_checkpoints(parser, "--epochs")
     return parser
 
 
-def config_of(args: argparse.Namespace) -> Config:
-    """What the flags mean."""
-    return Config(
-        dataset=args.dataset,
-        train_images=args.train_images,
-        model=args.network,
-        bf16=args.bf16,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        milestones=MILESTONES,
-        stages_in="steps",
-        learning_rate=args.lr,
-        decay=DECAY,
-        optimizer=args.minimizer,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
-        slow_step_size="adaptive" if args.alpha == ADAPTIVE else args.alpha,
-        ascent_steps=args.k,
-        rho=args.rho,
-        eta=args.eta,
-    )
+def config(args: Namespace) -> Config:
+    """Returns the configuration that the flags stand for.
+
+    Raises:
+      SettingError: if one of them has no effect on the minimizer.
+    """
+    optimizer = OPTIMIZERS[args.optimizer]
+    for setting in FLAGS:
+        if getattr(args, setting) is None:
+            delattr(args, setting)
+        elif setting not in optimizer.settings:
+            raise SettingError(setting, f"has no effect on {optimizer.label}")
+    if getattr(args, "slow_step_size", None) == ADAPTIVE:
+        args.slow_step_size = "adaptive"
+    base = replace(BASE, channel_std=CIFAR10_STD if args.dataset == "cifar10" else None)
+    return config_of(args, base)
 
 
-def make_job(args: argparse.Namespace, parser: flags.Parser) -> Job:
-    """The job that the flags ask for; what is wrong with them together ends the program."""
-    dataset = as_released(command_line.dataset_of(args, parser))
-    model = command_line.model_of(args, parser, dataset)
-    epoch = dataset.train_size // args.batch_size
-    steps = args.epochs * epoch
-    config = with_milestones_that_fit(config_of(args), steps, epoch)
-    return command_line.job_of(args, parser, model, config, stages_of(config, steps, epoch))
-
-
-def as_released(dataset: Data) -> Data:
-    """The data set with the deviations that Lookbehind's code divides CIFAR-10 by."""
-    if dataset.name != "cifar10":
-        return dataset
-    return dataclasses.replace(dataset, std=np.float32(CIFAR10_STD) * np.float32(255))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+@program(make_parser)
+def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
-    parser = make_parser()
-    return command_line.run_job(
-        "example_cifar.py", lambda: make_job(parser.parse_args(argv), parser)
-    )
+    return sweep.run(single(config(args), args, parser))
 
 
 if __name__ == "__main__":

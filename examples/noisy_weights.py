@@ -3,60 +3,69 @@
     python examples/noisy_weights.py
 
 trains a small residual network on scikit-learn's digits with SGD, SAM, ASAM and Lookbehind
-(`--optimizers` takes any of the package's), multiplies each weight with a random factor around
-1, and plots what is left of the accuracy over the size of this noise. `--help` says what can be
-changed.
+(`--optimizers` takes others), multiplies each weight by a random factor around 1, and plots the
+accuracy that is left over the size of this noise. `--help` says what can be changed.
 """
 
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # Ctrl-C while the following imports take their seconds is no error.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from experiments.reporting.measures import Measure
-from experiments.running import flags, trained
-from experiments.running.trained import OnStep, Record
-from experiments.studies import noise
-from experiments.training import Model, Run, eval_step
+from experiments import figures, flags, study, sweep
+from experiments.command_line import program
+from experiments.flags import Parser
+from experiments.records import Record
+from experiments.report import Column
+from experiments.steps import Model, eval_step
+from experiments.studies.noise import under_noise
+from experiments.sweep import Results
+from experiments.train import Epoch, Run, evaluated_weights
 
-Accuracy = Callable[[Any, Any], jax.Array]
+# Of a large data set so many test images are enough.
+EXAMPLES = 2_000
 
 
-def make_parser() -> flags.Parser:
-    """The command line."""
-    parser = trained.make_parser(
+def make_parser() -> Parser:
+    """Returns the parser of the command line."""
+    parser = study.make_parser(
         "noisy_weights.py",
-        "Accuracy of trained weights under Gaussian noise of growing size.",
+        "Accuracy of trained weights under Gaussian noise of increasing size.",
         epochs=15,
         batch_size=64,
     )
-    add = parser.add_argument_group("what is measured").add_argument
+    add = parser.add_argument_group("measurement").add_argument
     add(
         "--sizes",
         type=flags.listed(flags.not_negative),
         default="0,0.1,0.2,0.3,0.4,0.5",
         metavar="LIST",
-        help="σ of the noise, relative to each weight (default: %(default)s)",
+        help="σ of the noise, relative to each weight, comma-separated (default: %(default)s)",
     )
     add(
         "--draws",
         type=flags.count,
         default=5,
         metavar="N",
-        help="of the noise, for each network (default: %(default)s)",
+        help="draws of the noise for each network (default: %(default)s)",
     )
     return parser
 
 
-def accuracy_of(model: Model) -> Accuracy:
-    """The accuracy on the test images, of params and running statistics."""
-    dataset = model.dataset
-    size = min(dataset.test_size, trained.EXAMPLES)
-    pool = jnp.asarray(dataset.test_images[:size]), jnp.asarray(dataset.test_labels[:size])
+@lru_cache(maxsize=1)  # What is compiled belongs to the function, so all runs share one.
+def accuracy_of(model: Model) -> Callable[[Any, Any], jax.Array]:
+    """Returns the accuracy on the test images as a function of params and statistics."""
+    size = min(model.dataset.test_size, EXAMPLES)
+    pool = tuple(jnp.asarray(x[:size]) for x in model.dataset.pool("test"))
 
     @jax.jit
     def accuracy(params: Any, stats: Any) -> jax.Array:
@@ -66,50 +75,47 @@ def accuracy_of(model: Model) -> Accuracy:
     return accuracy
 
 
-def measure(
-    accuracy: Accuracy, sizes: Sequence[float], draws: int, run: Run, seed: int, on_step: OnStep
-) -> Record:
-    """Trains, and measures the accuracy under noise; `noisy` has the shape (sizes, draws)."""
-    params, stats, record = trained.train_one(run, seed, on_step=on_step)
-    key = jax.random.key(seed)
-    noisy = noise.under_noise(lambda p: accuracy(p, stats), params, sizes, key, draws)
-    means = {
-        f"accuracy_{size:g}": float(value)
-        for size, value in zip(sizes, noisy.mean(axis=1), strict=True)
-    }
-    return record | means | {"noisy": noisy.tolist()}
+def measure(run: Run, seed: int, epoch: Epoch, *, sizes: Sequence[float], draws: int) -> Record:
+    """Measures the accuracy under noise; `noisy` has the shape (sizes, draws)."""
+    params, stats = evaluated_weights(run, epoch.state)
+    accuracy = accuracy_of(run.model)
+    noisy = under_noise(lambda p: accuracy(p, stats), params, sizes, jax.random.key(seed), draws)
+    means = zip(sizes, noisy.mean(axis=1), strict=True)
+    return {f"accuracy_{size:g}": float(mean) for size, mean in means} | {"noisy": noisy.tolist()}
 
 
-def draw(
-    sizes: Sequence[float],
-    records: Sequence[Record],
-    labels: Mapping[str, str],
-    title: str,
-    folder: Path,
-) -> None:
-    """The accuracy over the size of the noise, draws of all seeds together."""
-    del title
-    curves = {
-        label: 100 * np.concatenate([r["noisy"] for r in records if r["optimizer"] == name], axis=1)
-        for name, label in labels.items()
-    }
-    noise.plot(curves, sizes, "% of the test images", folder / "noisy_weights.png")
+def draw(results: Results, title: str, path: Path, *, sizes: Sequence[float]) -> None:
+    """Draws the accuracy over the size of the noise, the draws of all seeds together."""
+    with figures.picture(path, (7, 4.4), f"{title}; mean ± deviation of all draws") as figure:
+        axes = figure.subplots()
+        for label, look in figures.styles(list(results.runs)):
+            noisy = [
+                r["noisy"] for r in results.records if r["optimizer"] == label and "noisy" in r
+            ]
+            values = 100 * np.concatenate(noisy, axis=1)
+            mean, deviation = values.mean(axis=1), values.std(axis=1)
+            axes.plot(sizes, mean, linewidth=1.8, **look)
+            band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+            axes.fill_between(sizes, mean - deviation, mean + deviation, **band)
+        axes.set(xlabel="noise σ, relative to each weight", ylabel="% of the test images")
+        axes.legend()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@program(make_parser)
+def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    runs = trained.runs_of(args, parser, trained.dataset_of(args, parser))
-    accuracy = accuracy_of(next(iter(runs.values())).model)
-    columns = [Measure(f"accuracy_{size:g}", f"% at\nσ {size:g}", scale=100) for size in args.sizes]
-    return trained.carry_out(
-        args,
-        parser,
-        runs,
-        partial(measure, accuracy, args.sizes, args.draws),
-        columns,
-        partial(draw, args.sizes),
+    options = {"sizes": args.sizes, "draws": args.draws}
+    note = f"Test accuracy in % under noise of σ times each weight, {args.draws} draws per network"
+    columns = [Column(f"σ = {size:g}", f"accuracy_{size:g}") for size in args.sizes]
+
+    def measure_it(run: Run, seed: int, epoch: Epoch) -> Record:
+        return measure(run, seed, epoch, **options)
+
+    def draw_it(results: Results, title: str, path: Path) -> None:
+        draw(results, title, path, sizes=args.sizes)
+
+    return sweep.run(
+        study.sweep_of(args, parser, columns, note, options, draw_it, measure=measure_it)
     )
 
 

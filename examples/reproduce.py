@@ -1,192 +1,162 @@
-"""Runs cells of the SLRLA paper's Table 3, and sets what comes out beside what was published.
+"""Runs recipes of the SLRLA paper's Table 3, and sets the results beside the published ones.
 
     python examples/reproduce.py fashion_mnist --data_path DIR --seeds 3
 
-trains with each optimizer of each cell of that data set, as `main.py` does with the command
-lines that `--dry_run` prints. What is done is skipped and what was interrupted goes on, so the
-same command may be given again and again. The table, the curves and all numbers of a cell are
-written after each optimizer. Flags after `--` go to `main.py` and override those of the recipe:
+trains with each optimizer of each recipe for that data set. What is finished is skipped and what
+was interrupted is resumed, so the same command may be given again and again. Table, curves and
+all numbers of a recipe are written after each optimizer. `--set` overrides a setting:
 
-    python examples/reproduce.py cifar10_resnet18 --data_path DIR -- --bf16
+    python examples/reproduce.py cifar10_resnet18 --data_path DIR --set bf16=true
 """
 
-import argparse
-import itertools
-import json
-import shlex
+import signal
 import sys
-import time
-from collections.abc import Sequence
-from pathlib import Path
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any
+
+if __name__ == "__main__":  # Ctrl-C while the following imports take their seconds is no error.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import json
 
 import jax
-import main as training_program
-from experiments import configs as recipes
-from experiments.reporting import cell_report
-from experiments.running import command_line, flags
-from experiments.running.launch import Job, LaunchError, read_metrics
-from experiments.training import differences
+from experiments import configs, flags, sweep
+from experiments.command_line import add_sweep, program, report_training, seeds_of, sweep_options
+from experiments.config import Config, SettingError
+from experiments.flags import Parser
+from experiments.sweep import Entry, Sweep
+
+SETTINGS = tuple(field.name for field in fields(Config))
 
 
-def make_parser() -> flags.Parser:
-    """The command line."""
-    parser = flags.Parser(
+def make_parser() -> Parser:
+    """Returns the parser of the command line."""
+    parser = Parser(
         prog="reproduce.py",
-        description="Run cells of the SLRLA paper's Table 3, and compare with what was published.",
-        epilog="Flags after -- go to main.py and override those of the recipe.",
-    )
-    parser.add_argument(
-        "cells",
-        nargs="*",
-        type=flags.spelling(recipes.find),
-        metavar="CELL",
-        help=f"{', '.join(recipes.CELLS)}; or a data set's name, for all its cells",
+        description="Run recipes of the SLRLA paper's Table 3, and compare with what was published.",
     )
     add = parser.add_argument
-    add("--list", action="store_true", help="print the cells and what was published, and exit")
-    add("--dry_run", action="store_true", help="print the command lines of main.py, and exit")
+    add(
+        "recipes",
+        nargs="*",
+        type=recipes,
+        metavar="RECIPE",
+        help=f"{', '.join(configs.RECIPES)}; or a data set, for all its recipes",
+    )
+    add("--list", action="store_true", help="print the recipes and what was published, and exit")
+    add("--dry_run", action="store_true", help="print the configurations, and exit")
     add(
         "--optimizers",
-        type=flags.names_among(recipes.OPTIMIZERS),
+        type=flags.names_among(configs.ROWS),
         metavar="NAMES",
-        help=f"which rows, with commas between them, of {', '.join(recipes.OPTIMIZERS)}; the "
-        "first is what the others are compared with (default: all that the recipe has)",
+        help=f"which rows, comma-separated, of {', '.join(configs.ROWS)}; the others are compared "
+        "with the first (default: all that the recipe has)",
     )
     add(
-        "--seeds",
+        "--set",
+        dest="overrides",
+        type=override,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="override a setting of the recipe, as learning_rate=0.01; may be given repeatedly. "
+        f"Settings are {', '.join(SETTINGS)}",
+    )
+    add(
+        "--extend_epochs",
+        dest="more_epochs",
         type=flags.count,
-        default=3,
+        default=0,
         metavar="N",
-        help="runs of each optimizer, from the seeds 0 to N-1 (default: %(default)s)",
+        help="train finished runs for N epochs more, in their last stage",
     )
-    add("--data_path", type=Path, metavar="DIR", help="as main.py's")
-    add(
-        "--root",
-        type=Path,
-        default=Path("runs"),
-        metavar="DIR",
-        help="runs go to DIR/CELL/OPTIMIZER (default: %(default)s)",
-    )
-    add(
-        "--results",
-        type=Path,
-        default=Path("runs/results"),
-        metavar="DIR",
-        help="tables and curves go to DIR/CELL (default: %(default)s)",
-    )
+    add_sweep(parser, seeds=3)
+    parser.flags_of |= {name: f"--set {name}" for name in SETTINGS} | {"exp_name": "--root"}
     return parser
 
 
-def command_of(cell: str, optimizer: str, args: argparse.Namespace, more: list[str]) -> list[str]:
-    """The flags of `main.py` for an optimizer of a cell."""
-    data_path = () if args.data_path is None else ("--data_path", str(args.data_path))
-    return [
-        *recipes.recipe(cell).argv(optimizer),
-        *("--seeds", str(args.seeds), *data_path),
-        *("--root", str(args.root / cell), "--exp_name", optimizer, "--resume"),
-        *more,
-    ]
+def recipes(text: str) -> tuple[str, ...]:
+    """Parses the name of a recipe or of a data set."""
+    try:
+        return configs.find(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
 
 
-def rows(cell: str, args: argparse.Namespace, parser: flags.Parser) -> list[str]:
-    """The optimizers that are asked for; one that the cell does not have ends the program."""
-    known = recipes.recipe(cell).optimizers
-    if args.optimizers is None:
-        return list(known)
-    for optimizer in args.optimizers:
-        if optimizer not in known:
-            parser.error(f"--optimizers: {cell} has {', '.join(known)}, not {optimizer}")
-    return list(args.optimizers)
+def override(text: str) -> tuple[str, Any]:
+    """Parses a setting and its value, which is JSON or a word."""
+    name, equals, value = text.partition("=")
+    if name not in SETTINGS or not equals:
+        raise ArgumentTypeError(f"must be NAME=VALUE with the name of a setting, got {text!r}")
+    try:
+        value = json.loads(value)
+    except ValueError:
+        pass
+    return name, tuple(value) if isinstance(value, list) else value
 
 
-def finished(job: Job) -> bool:
-    """Whether a run is in its folder with all epochs of every seed, and no more.
-
-    Where its files are not there or damaged it is not, and `--resume` makes them anew from the
-    checkpoints.
+def rows(recipe: str, args: Namespace) -> Mapping[str, Config]:
+    """Returns the configurations of a recipe that are asked for, by the rows of the table.
 
     Raises:
-      LaunchError: if the run that is there had other flags.
+      SettingError: if the recipe does not have a row.
     """
-    try:
-        there = json.loads((job.folder / "settings.json").read_bytes())["flags"]
-        records, _ = read_metrics(job.folder / "metrics.jsonl")
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-    here = json.loads(json.dumps(job.fingerprint))
-    if differing := differences({name: there.get(name) for name in here}, here, job.flag_of):
-        raise LaunchError(
-            f"--root: {job.folder} is of another run: {', '.join(differing.values())}"
-        )
-    epochs = {(r["seed"], r["epoch"]) for r in records if r["seed"] in job.seeds}
-    return epochs == set(itertools.product(job.seeds, range(job.run.epochs + 1)))
+    known = configs.configs(recipe)
+    for name in args.optimizers or ():
+        if name not in known:
+            raise SettingError("optimizers", f"{recipe} has {', '.join(known)}, not {name}")
+    overrides = dict(args.overrides)
+    return {name: replace(known[name], **overrides) for name in args.optimizers or known}
 
 
-def reproduce(cell: str, args: argparse.Namespace, more: list[str], command: str) -> int:
-    """Runs what is not done of a cell, and writes its results; returns the exit code."""
-    parser = training_program.make_parser()
-    parser.prog = "reproduce.py"
-    folder = args.results / cell
-    records, seconds = [], cell_report.seconds_before(folder)
-    optimizers: list[str] = []
-    for optimizer in rows(cell, args, parser):
-        job = training_program.make_job(
-            parser.parse_args(command_of(cell, optimizer, args, more)), parser
-        )
-        try:
-            skipped = finished(job)
-        except LaunchError as error:
-            parser.error(str(error))
-        print(f"\n{cell}, {optimizer}: {'done before' if skipped else ''}", flush=True)
-        if not skipped:
-            started = time.monotonic()
-            code = command_line.run_job(
-                "reproduce.py", lambda job=job: job, again="the same command"
-            )
-            if code:
-                return code
-            seconds[optimizer] = time.monotonic() - started
-        optimizers.append(optimizer)
-        records += [
-            {**record, "optimizer": optimizer}
-            for record in read_metrics(job.folder / "metrics.jsonl")[0]
-            if record["seed"] in job.seeds
-        ]
-        cell_report.write(folder, cell, optimizers, records, job, seconds, command)
-    table = (folder / "table.md").read_text(encoding="utf-8")
-    print(f"\n{table}\nAll of it is in {folder.resolve()}")
-    return 0
+def sweep_of(recipe: str, args: Namespace, parser: Parser) -> Sweep:
+    """Returns what the command line asks for, of one recipe."""
+    entries = rows(recipe, args)
+    args.dataset = entries["SGD" if "SGD" in entries else next(iter(entries))].dataset
+    return Sweep(
+        entries=[Entry(name, config, name) for name, config in entries.items()],
+        seeds=seeds_of(args),
+        report=partial(
+            report_training,
+            published=configs.published(recipe),
+            sources=configs.sources(recipe),
+        ),
+        checkpoint=True,
+        more_epochs=args.more_epochs,
+        **sweep_options(args, parser) | {"name": args.exp_name or recipe, "resume": True},
+    )
 
 
-def shown_command(argv: Sequence[str], data_path: Path | None) -> str:
-    """The command as it is written down: with DIR for where the data are on this machine."""
-    shown = ["DIR" if Path(arg) == data_path else arg for arg in argv]
-    return shlex.join(["python", "examples/reproduce.py", *shown])
+def listing() -> str:
+    """Returns all recipes, with what was published of the paper's own three rows."""
+    lines = []
+    for recipe in configs.RECIPES:
+        numbers = configs.published(recipe)
+        told = ", ".join(f"{name} {numbers[name]}" for name in ("SGD", "SLA", "SLRLA") if numbers)
+        lines.append(f"{recipe:22}{told or 'not in the paper'}")
+    return "\n".join([*lines, "", *(f"{m} {text}" for m, text in configs.SOURCES.items())])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@program(make_parser, again="the same command")
+def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    end = argv.index("--") if "--" in argv else len(argv)
-    more = argv[end + 1 :]
-    parser = make_parser()
-    args = parser.parse_args(argv[:end])
-    cells = list(dict.fromkeys(cell for found in args.cells for cell in found))
     if args.list:
-        print(cell_report.listing())
+        print(listing())
         return 0
-    if not cells:
-        parser.error("a cell must be named; --list prints them")
+    chosen = list(dict.fromkeys(name for found in args.recipes for name in found))
+    if not chosen:
+        parser.error("RECIPE: at least one must be named; --list prints them")
+    if args.dry_run:
+        for recipe in chosen:
+            for name, config in rows(recipe, args).items():
+                print(json.dumps({"recipe": recipe, "row": name, **config.as_json()}))
+        return 0
     # What is compiled for one seed is not compiled again for the next, nor in the next process.
     jax.config.update("jax_compilation_cache_dir", str(args.root / "compiled"))
-    for cell in cells:
-        if args.dry_run:
-            for optimizer in rows(cell, args, parser):
-                line = command_of(cell, optimizer, args, more)
-                print(shlex.join(["python", "examples/main.py", *line]))
-        elif code := reproduce(cell, args, more, shown_command(argv, args.data_path)):
-            return code
-    return 0
+    return max(sweep.run(sweep_of(recipe, args, parser)) for recipe in chosen)
 
 
 if __name__ == "__main__":

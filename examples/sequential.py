@@ -1,52 +1,61 @@
-"""What is learnt, and what forgotten, of tasks that come one after the other.
+"""What is learnt, and what is forgotten, when tasks come one after the other.
 
     python examples/sequential.py
 
-trains a small residual network on two classes of scikit-learn's digits after the other, with
-SGD, SAM, ASAM and Lookbehind (`--optimizers` takes any of the package's). Each task begins with
-the weights that the last one has left and a fresh optimizer, and sees nothing of the others'
-images. In training as in testing the network is told the task: it chooses among its classes.
-`--help` says what can be changed.
+trains a small residual network on scikit-learn's digits, two classes after two others, with SGD,
+SAM, ASAM and Lookbehind (`--optimizers` takes others). Each task begins with the weights that the
+last one has left and a fresh optimizer, and sees no images of the others. In training as in
+testing the network is told the task: it chooses among its classes. `--help` says what can be
+changed.
 """
 
-import argparse
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
+
+if __name__ == "__main__":  # Ctrl-C while the following imports take their seconds is no error.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiments.reporting import measures
-from experiments.reporting.measures import Measure
-from experiments.running import flags, trained
-from experiments.running.trained import OnStep, Record
-from experiments.studies.sequential import Task, average_accuracy, forgetting, learn, split_classes
-from experiments.training import Model, Run, State, init_state
+from experiments import flags, study, sweep, train
+from experiments.command_line import program
+from experiments.config import Config, SettingError
+from experiments.data import Dataset
+from experiments.flags import Parser
+from experiments.report import Column
+from experiments.schedules import Stages
+from experiments.steps import Model, State, init_state
+from experiments.studies.sequential import Task, average_accuracy, forgetting, split_classes
+from experiments.train import Epoch, Run, evaluated_weights
 from flax import nnx
 
 COLUMNS = (
-    Measure("learning_accuracy", "accuracy in %\nonce learnt", scale=100),
-    Measure("average_accuracy", "accuracy in %\nat the end", scale=100),
-    Measure("forgetting", "forgetting\nin points", scale=100),
+    Column("once learnt", "learning_accuracy"),
+    Column("at the end", "average_accuracy"),
+    Column("forgetting", "forgetting"),
 )
-
-
+NOTE = (
+    "Accuracy in %, each task's when it has been learnt and the mean of all tasks at the end; "
+    "forgetting in points"
+)
 NEVER = -1e9  # A logit of classes that are out of the question.
 
 
 class Weights(NamedTuple):
-    """What goes on from task to task: params, and running statistics."""
+    """What is carried over from task to task: params, and running statistics."""
 
     params: Any
     stats: Any
 
     def told(self, task: Task) -> "Weights":
-        """The same where the answer is one of a task's classes."""
+        """Returns the same for a network that is told to choose among a task's classes."""
         among = np.full_like(self.stats["among"], NEVER)
         among[list(task.classes)] = 0
         return Weights(self.params, self.stats | {"among": jnp.asarray(among)})
@@ -57,17 +66,11 @@ class Told(nnx.Module):
 
     Attributes:
       network: the network.
-      among: what is added to its logits: 0 for these classes. It is part of what goes beside
-        the params, and may change from task to task without another compilation.
+      among: is added to its logits: 0 for these classes, a large negative number for others. It
+        is stored beside the params, and may change without another compilation.
     """
 
-    def __init__(
-        self,
-        make: Callable[..., nnx.Module],
-        classes: int,
-        *,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, make: Callable[..., nnx.Module], classes: int, *, rngs: nnx.Rngs):
         self.network = make(rngs=rngs)
         self.among = nnx.Variable(jnp.zeros(classes))
 
@@ -76,15 +79,15 @@ class Told(nnx.Module):
         return self.network(images, train=train) + self.among[...]
 
 
-def make_parser() -> flags.Parser:
-    """The command line."""
-    parser = trained.make_parser(
+def make_parser() -> Parser:
+    """Returns the parser of the command line."""
+    parser = study.make_parser(
         "sequential.py",
         "Accuracy and forgetting when the classes of a data set come one task after the other.",
         epochs=10,
         batch_size=32,
     )
-    parser.add_argument_group("the tasks").add_argument(
+    parser.add_argument_group("tasks").add_argument(
         "--classes_per_task",
         type=flags.count,
         default=2,
@@ -94,77 +97,115 @@ def make_parser() -> flags.Parser:
     return parser
 
 
-def of_one_size(tasks: Sequence[Task]) -> list[Task]:
-    """The tasks with as many images each as the smallest has: one compiled step does for all."""
-    train, test = (
-        min(getattr(task.dataset, size) for task in tasks) for size in ("train_size", "test_size")
-    )
-    return [
-        replace(
-            task,
-            dataset=replace(
-                task.dataset.with_training_images(train),
-                test_images=task.dataset.test_images[:test],
-                test_labels=task.dataset.test_labels[:test],
-            ),
-        )
-        for task in tasks
-    ]
+@lru_cache(maxsize=1)
+def tasks_of(dataset: Dataset, classes_per_task: int) -> list[Task]:
+    """Returns tasks with as many images each as the smallest has, which share a compiled step.
 
-
-@dataclass(frozen=True)
-class Learner:
-    """Learns the tasks with an optimizer, and is tested on them.
-
-    Attributes:
-      tasks: in the order in which they are learnt, all of one size.
-      logits: of params, running statistics and images.
+    Raises:
+      SettingError: if the classes cannot be divided into two tasks or more.
     """
+    if dataset.classes % classes_per_task or dataset.classes == classes_per_task:
+        raise SettingError(
+            "classes_per_task",
+            f"must divide the {dataset.classes} classes into two tasks or more, "
+            f"got {classes_per_task}",
+        )
+    tasks = split_classes(dataset, classes_per_task)
+    train, test = (min(getattr(t.dataset, n) for t in tasks) for n in ("train_size", "test_size"))
 
-    tasks: Sequence[Task]
-    logits: Callable[[Any, Any, Any], jax.Array]
+    def cut(data: Dataset) -> Dataset:
+        images, labels = data.pool("test")
+        few = data.with_training_images(train)
+        return replace(few, test_images=images[:test], test_labels=labels[:test])
 
-    def measure(self, run: Run, seed: int, on_step: OnStep) -> Record:
-        """Learns all tasks from a seed; `matrix` is R[i, j], after task i on task j."""
-
-        def train(weights: Weights, task: Task) -> Weights:
-            end = trained.train_one(
-                replace(run, dataset=task.dataset),
-                seed,
-                start=partial(going_on, weights.told(task)),
-                on_step=on_step,
-            )
-            return Weights(end.params, end.stats)
-
-        begin = init_state(run.model, run.tx, seed)
-        matrix, _ = learn(self.tasks, Weights(begin.params, begin.stats), train, self.accuracy)
-        steps = run.steps * len(self.tasks)
-        return {
-            "seed": seed,
-            "steps": steps,
-            "gradients": steps * run.gradients_per_step,
-            "learning_accuracy": float(np.diag(matrix).mean()),
-            "average_accuracy": average_accuracy(matrix),
-            "forgetting": forgetting(matrix),
-            "matrix": matrix.tolist(),
-        }
-
-    def accuracy(self, weights: Weights, task: Task) -> float:
-        """On a task's test images."""
-        logits = self.logits(*weights.told(task), task.dataset.test_images)
-        return float(np.mean(logits.argmax(axis=1) == task.dataset.test_labels))
+    return [replace(task, dataset=cut(task.dataset)) for task in tasks]
 
 
-def going_on(weights: Weights, model: Model, tx: optax.GradientTransformation, seed: int) -> State:
-    """The state before the first step of another task."""
-    params, stats = jax.tree.map(jnp.copy, weights)  # The state is given away.
+@lru_cache(maxsize=1)  # All runs share one, and what is compiled for it.
+def told(model: Model) -> Model:
+    """Returns a model of the network that is told the task."""
+    return replace(model, make=partial(Told, model.make, model.dataset.classes))
+
+
+def run_of(config: Config, dataset: Dataset, *, classes_per_task: int, **options: Any) -> Run:
+    """Builds the run of all tasks: the epochs and stages of one, as often as there are tasks."""
+    tasks = tasks_of(dataset, classes_per_task)
+    run = train.run_of(config, tasks[0].dataset, **options)
+    return replace(
+        run,
+        dataset=dataset,
+        model=told(run.model),
+        epochs=run.epochs * len(tasks),
+        stages=Stages(*(part * len(tasks) for part in run.stages)),
+    )
+
+
+def train_tasks(
+    run: Run,
+    seeds: Sequence[int],
+    *,
+    tasks: Sequence[Task],
+    on_step: Callable[[int, float], None] = train.ignore,
+    stop: Any = None,
+    **_: Any,
+) -> Iterator[Epoch]:
+    """Learns one task after the other from a seed, and is tested on all after each.
+
+    Yields:
+      The epochs of all tasks. The last record has R[i, j], the accuracy after task i on task j,
+      as `matrix`, and what follows from it.
+    """
+    (seed,) = seeds
+    count, logits = len(tasks), logits_of(run.model)
+    length = len(run.stages.lengths) // count
+    stages = Stages(*(part[:length] for part in run.stages))
+    epochs, steps = run.epochs // count, stages.steps
+    begin = init_state(run.model, run.tx, seed)
+    weights, matrix = Weights(begin.params, begin.stats), []
+    for i, task in enumerate(tasks):
+        one = replace(run, dataset=task.dataset, stages=stages, epochs=epochs)
+        start = partial(resumed, weights.told(task))
+        before = i * steps
+        for epoch in train.train(
+            one,
+            seeds,
+            start=start,
+            stop=stop,
+            on_step=lambda step, loss, before=before: on_step(before + step, loss),
+        ):
+            number = i * epochs + epoch.record["epoch"]
+            record = epoch.record | {
+                "task": i + 1,
+                "epoch": number,
+                "steps": before + epoch.record["steps"],
+                "gradients": before * run.gradients_per_step + epoch.record["gradients"],
+            }
+            if epoch.record["epoch"] == epochs:
+                weights = Weights(*evaluated_weights(run, epoch.state))
+                matrix.append([accuracy(logits, weights, other) for other in tasks])
+            if number == run.epochs:
+                values = np.array(matrix)
+                record |= {
+                    "learning_accuracy": float(np.diag(values).mean()),
+                    "average_accuracy": average_accuracy(values),
+                    "forgetting": 100 * forgetting(values),
+                    "matrix": values.tolist(),
+                }
+            if i == 0 or epoch.record["epoch"] > 0:
+                yield epoch._replace(record=record)
+
+
+def resumed(weights: Weights, model: Model, tx: optax.GradientTransformation, seed: int) -> State:
+    """Returns the state before the first step of another task."""
+    params, stats = jax.tree.map(jnp.copy, weights)  # The state is donated.
     return init_state(model, tx, seed)._replace(
         params=params, stats=stats, opt_state=tx.init(params)
     )
 
 
+@lru_cache(maxsize=1)  # What is compiled belongs to the function, so all runs share one.
 def logits_of(model: Model) -> Callable[[Any, Any, Any], jax.Array]:
-    """What a network without weights answers with them."""
+    """Returns the logits as a function of params, statistics and raw images."""
 
     @jax.jit
     def logits(params: Any, stats: Any, images: jax.Array) -> jax.Array:
@@ -174,36 +215,30 @@ def logits_of(model: Model) -> Callable[[Any, Any, Any], jax.Array]:
     return logits
 
 
-def runs_of(
-    args: argparse.Namespace, parser: flags.Parser, tasks: Sequence[Task]
-) -> dict[str, Run]:
-    """What is trained with each optimizer in each task."""
-    runs = trained.runs_of(args, parser, tasks[0].dataset)
-    model = next(iter(runs.values())).model
-    told = replace(model, make=partial(Told, model.make, model.dataset.classes))
-    return {name: replace(run, model=told) for name, run in runs.items()}
+def accuracy(logits: Callable[[Any, Any, Any], jax.Array], weights: Weights, task: Task) -> float:
+    """Returns the accuracy on a task's test images."""
+    images, labels = task.dataset.pool("test")
+    return float(np.mean(logits(*weights.told(task), images).argmax(axis=1) == labels))
 
 
-def draw(records: Sequence[Record], labels: Mapping[str, str], title: str, folder: Path) -> None:
-    """Accuracy and forgetting."""
-    measures.plot(records, labels, COLUMNS, title, folder / "sequential.png")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+@program(make_parser)
+def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    dataset = trained.dataset_of(args, parser)
-    if dataset.classes % args.classes_per_task or dataset.classes == args.classes_per_task:
-        parser.error(
-            f"--classes_per_task: must divide the {dataset.classes} classes into two tasks or "
-            f"more, got {args.classes_per_task}"
+    further = {"classes_per_task": args.classes_per_task}
+
+    def train_one(run: Run, seeds: Sequence[int], **options: Any) -> Iterator[Epoch]:
+        return train_tasks(run, seeds, tasks=tasks_of(run.dataset, **further), **options)
+
+    return sweep.run(
+        study.sweep_of(
+            args,
+            parser,
+            COLUMNS,
+            NOTE,
+            further,
+            run_of=partial(run_of, **further),
+            train=train_one,
         )
-    tasks = of_one_size(split_classes(dataset, args.classes_per_task))
-    runs = runs_of(args, parser, tasks)
-    learner = Learner(tasks, logits_of(next(iter(runs.values())).model))
-    return trained.carry_out(
-        args, parser, runs, learner.measure, COLUMNS, draw, trainings=len(tasks)
     )
 
 

@@ -3,85 +3,87 @@
     python examples/sharpness.py
 
 trains a small residual network on scikit-learn's digits with SGD, SAM, ASAM and Lookbehind
-(`--optimizers` takes any of the package's), and measures, of the loss on some training images
-as one batch, the Hessian's largest eigenvalue and the worst loss within a distance ρ.
-`--help` says what can be changed.
+(`--optimizers` takes others), and measures the largest eigenvalue of the Hessian and the rise of
+the loss within a ball around the weights. `--help` says what can be changed.
 """
 
+import signal
 import sys
-from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
+from argparse import Namespace
+from functools import lru_cache
+
+if __name__ == "__main__":  # Ctrl-C while the following imports take their seconds is no error.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import jax
 import jax.numpy as jnp
-from experiments.reporting import measures
-from experiments.reporting.measures import Measure
-from experiments.running import flags, trained
-from experiments.running.trained import OnStep, Record
+from experiments import flags, study, sweep
+from experiments.command_line import program
+from experiments.flags import Parser
+from experiments.records import Record
+from experiments.report import Column
+from experiments.steps import Model, init_weights, loss_fn
 from experiments.studies.sharpness import Loss, largest_eigenvalue, worst_loss
-from experiments.training import Run, init_state, loss_fn
+from experiments.train import Epoch, Run, evaluated_weights
 
-COLUMNS = (
-    Measure("test_accuracy", "accuracy\nin %", scale=100),
-    Measure("loss", "training\nloss", ".4f"),
-    Measure("eigenvalue", "largest\neigenvalue", ".3g"),
-    Measure("rise", "rise of loss\nwithin ρ", ".4f"),
+NOTE = (
+    "Test accuracy in %; on the first training images, normalised by their own statistics: the "
+    "loss, the Hessian's largest eigenvalue, and the rise to the largest loss found within ρ"
 )
 
 
-def make_parser() -> flags.Parser:
-    """The command line."""
-    parser = trained.make_parser(
+def make_parser() -> Parser:
+    """Returns the parser of the command line."""
+    parser = study.make_parser(
         "sharpness.py",
         "Sharpness of trained weights: the Hessian's largest eigenvalue, the worst loss nearby.",
         epochs=15,
         batch_size=64,
     )
-    add = parser.add_argument_group("what is measured").add_argument
+    add = parser.add_argument_group("measurement").add_argument
     add(
         "--rho",
         type=flags.positive,
         default=0.05,
         metavar="ρ",
-        help="how far from the weights the worst loss is looked for (default: %(default)s)",
+        help="radius around the weights within which the worst loss is searched for (default: "
+        "%(default)s)",
     )
     add(
         "--examples",
         type=flags.count,
         default=256,
         metavar="N",
-        help="training images that the loss is of (default: %(default)s)",
+        help="training images that the loss is taken over (default: %(default)s)",
     )
     add(
         "--iterations",
         type=flags.count,
         default=15,
         metavar="N",
-        help="of Lanczos, products of the Hessian with a vector (default: %(default)s)",
+        help="Lanczos iterations, each a Hessian-vector product (default: %(default)s)",
     )
     return parser
 
 
-def batch_loss(run: Run, examples: int) -> Loss:
-    """The loss on the first training images, normalised by their own statistics."""
-    images, labels = (
-        jnp.asarray(x[:examples]) for x in (run.dataset.train_images, run.dataset.train_labels)
-    )
-    stats = init_state(run.model, run.tx, 0).stats  # They have no influence.
-    inputs = run.dataset.standardise(images, run.model.input_norm)
-    return jax.jit(lambda params: loss_fn(params, stats, run.model, inputs, labels)[0])
+@lru_cache(maxsize=1)  # What is compiled belongs to the function, so all runs share one.
+def batch_loss(model: Model, examples: int) -> Loss:
+    """Returns the loss on the first training images, normalised by their own statistics."""
+    images, labels = (jnp.asarray(x[:examples]) for x in model.dataset.pool("train"))
+    _, stats = init_weights(model, 0)  # In training mode they have no influence.
+    inputs = model.dataset.standardise(images, model.input_norm)
+    return jax.jit(lambda params: loss_fn(params, stats, model, inputs, labels)[0])
 
 
 def measure(
-    loss: Loss, rho: float, iterations: int, run: Run, seed: int, on_step: OnStep
+    run: Run, seed: int, epoch: Epoch, *, rho: float, examples: int, iterations: int
 ) -> Record:
-    """Trains, and measures the sharpness."""
-    params, _, record = trained.train_one(run, seed, on_step=on_step)
-    key = jax.random.key(seed)
+    """Measures the sharpness of the evaluated weights."""
+    params, _ = evaluated_weights(run, epoch.state)
+    loss, key = batch_loss(run.model, examples), jax.random.key(seed)
     found = largest_eigenvalue(loss, params, key, iterations)
     here = float(loss(params))
-    return record | {
+    return {
         "loss": here,
         "eigenvalue": found.value,
         "residual": found.residual,
@@ -89,21 +91,21 @@ def measure(
     }
 
 
-def draw(records: Sequence[Record], labels: Mapping[str, str], title: str, folder: Path) -> None:
-    """The two measures of sharpness beside the accuracy."""
-    measures.plot(records, labels, COLUMNS, title, folder / "sharpness.png")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+@program(make_parser)
+def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    runs = trained.runs_of(args, parser, trained.dataset_of(args, parser))
-    # One function for all, since what is compiled belongs to it.
-    loss = batch_loss(next(iter(runs.values())), args.examples)
-    return trained.carry_out(
-        args, parser, runs, partial(measure, loss, args.rho, args.iterations), COLUMNS, draw
+    options = {"rho": args.rho, "examples": args.examples, "iterations": args.iterations}
+    columns = (
+        Column("accuracy", "test_accuracy"),
+        Column("training loss", "loss", form=".4f"),
+        Column("eigenvalue", "eigenvalue", form=".3g"),
+        Column(f"rise, ρ = {args.rho:g}", "rise", form=".4f"),
     )
+
+    def measure_it(run: Run, seed: int, epoch: Epoch) -> Record:
+        return measure(run, seed, epoch, **options)
+
+    return sweep.run(study.sweep_of(args, parser, columns, NOTE, options, measure=measure_it))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""What a run is a function of, besides its seed: one frozen object, written down as JSON.
+"""Everything that a result depends on, besides the seed and the data: one frozen object.
 
-A recipe is a `Config` too, or one with some values replaced:
+A recipe is a `Config`, and another one is the same with some values replaced:
 
     replace(BASE, model="VGG-16", learning_rate=5e-2)
+
+As JSON it is written into the settings of a run and into its checkpoints, which are compared by
+it when the run is resumed.
 """
 
 import dataclasses
@@ -11,30 +14,51 @@ from dataclasses import dataclass
 from typing import Any
 
 
+class SettingError(ValueError):
+    """A setting that is impossible.
+
+    Attributes:
+      setting: its name, a field of `Config` or an option of a sweep.
+    """
+
+    def __init__(self, setting: str, message: str):
+        super().__init__(message)
+        self.setting = setting
+
+
 @dataclass(frozen=True)
 class Config:
-    """Data and model, length and stages, and the optimizer with its settings.
+    """Data and model, the length of the run and its stages, and the optimizer.
 
     Attributes:
       dataset: a name in `data.DATASETS`.
       train_images: how many of its training images; None for all.
+      channel_std: what the channels of standardised images are divided by, as fractions of
+        white; None for the data set's own standard deviation.
       model: a name in `models.NETWORKS`.
       input_norm: whether the channels of images are standardised, or pixels only scaled to
         [0, 1].
       bf16: whether to compute in bfloat16; params stay in float32.
       epochs: passes over the training images.
+      equal: whether optimizers with these epochs take them all ("epochs"), or take equally many
+        gradients ("gradients"): one that needs several in a step then takes so many steps fewer.
       batch_size: images in a batch, over all devices.
+      eval_every: epochs between two evaluations.
+      recalibrate: whether slow weights are also evaluated with BatchNorm statistics that are
+        recalibrated for them.
       milestones: where the next stage begins: fractions of the run below 1, or epochs.
+      fit_milestones: whether milestones that a short run has no room for are left out, or are an
+        error.
       stages_in: whether stages end with an epoch ("epochs") or at any step ("steps").
       whole_cycles: whether stages are rounded to whole cycles of `sync_period` steps.
       learning_rate: of the first stage.
-      decay: what the learning rate is multiplied with from stage to stage.
+      decay: the factor by which the learning rate changes from stage to stage.
       optimizer: a name in `optimizers.OPTIMIZERS`.
-      inner: of those that stand around another optimizer, its name in `optimizers.INNER`.
-      momentum: of SGD; b1 of the adaptive ones.
+      inner: the inner optimizer of those that wrap one, a name in `optimizers.INNER`.
+      momentum: of SGD; b1 of the adaptive optimizers.
       weight_decay: coupled (L2) or decoupled, as the inner optimizer has it.
-      sync_period: k of Lookahead and SLRLA, one for all stages or one for each.
-      slow_step_size: α, likewise; of Lookbehind also "adaptive".
+      sync_period: k of Lookahead and SLRLA, one value for all stages or one for each.
+      slow_step_size: α, likewise; for Lookbehind also "adaptive".
       beta: β of the local regulariser in the paper's convention, likewise.
       anchor_period: S, steps between two anchors of the released form of SLRLA; None for an
         anchor that is refreshed at every sync.
@@ -45,12 +69,17 @@ class Config:
 
     dataset: str = "digits"
     train_images: int | None = None
+    channel_std: tuple[float, ...] | None = None
     model: str = "resnet"
     input_norm: bool = True
     bf16: bool = False
     epochs: int = 30
+    equal: str = "epochs"
     batch_size: int = 64
+    eval_every: int = 1
+    recalibrate: bool = True
     milestones: tuple[float, ...] = (0.3, 0.6, 0.8)
+    fit_milestones: bool = True
     stages_in: str = "epochs"
     whole_cycles: bool = False
     learning_rate: float = 0.1
@@ -68,17 +97,24 @@ class Config:
     eta: float = 0.0
 
     def each_stage(self, name: str) -> tuple[Any, ...]:
-        """A setting's value in each stage.
+        """Returns the value that a setting has in each stage.
 
         Raises:
-          ValueError: if it has neither one value nor one for each stage.
+          SettingError: if the setting has neither one value nor one for each stage.
         """
         value, stages = getattr(self, name), len(self.milestones) + 1
         values = value if isinstance(value, tuple) else (value,)
         if len(values) not in (1, stages):
-            raise ValueError(f"must be one value or {stages}, for {stages} stages, got {values}")
+            raise SettingError(
+                name, f"must be one value or {stages}, for {stages} stages, got {values}"
+            )
         return values * stages if len(values) == 1 else values
 
     def as_json(self) -> dict[str, Any]:
-        """The settings as JSON has them, which a checkpoint is compared by."""
+        """Returns the settings as JSON has them."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, settings: dict[str, Any]) -> "Config":
+        """Returns the configuration that was written as JSON."""
+        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()})

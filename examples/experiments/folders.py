@@ -1,57 +1,74 @@
 """The folder of a run, which belongs to one process at a time."""
 
 import fcntl
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from experiments.config import SettingError
 
 # Orbax takes these in a path for patterns, and would not find its own checkpoints.
 PATTERNS = set("[]*?\\")
 
 
-class FolderError(Exception):
-    """A folder that cannot be had; the message says which and why."""
-
-
 @contextmanager
-def run_folder(folder: Path, *, resume: bool) -> Iterator[Path]:
-    """Makes a folder, or takes one that is there, and keeps other processes out of it.
+def run_folder(root: Path, name: str | None, *, otherwise: str, resume: bool) -> Iterator[Path]:
+    """Makes a folder, or takes an existing one, and keeps other processes out of it.
 
-    A new folder that nothing was written into goes again, so that it is not in the way of the
-    next try.
+    A new folder into which nothing was written is removed at the end, so that it does not stand
+    in the way of the next try.
 
     Args:
-      folder: where it is to be.
-      resume: whether it may be there already.
+      root: the folder of all runs.
+      name: of the folder inside it; None for a new one.
+      otherwise: what a new one is called, with a number after it.
+      resume: whether the folder may exist.
 
     Raises:
-      FolderError: if it is there and not to be resumed, if another process has it, if it cannot
-        be made, or if checkpoints in it could not be read.
+      SettingError: if the folder exists and is not to be resumed, if another process uses it, if
+        it cannot be made, or if checkpoints in it could not be read.
     """
-    if patterns := sorted(PATTERNS & set(str(folder.resolve()))):
-        raise FolderError(
-            f"{folder.resolve()} has {' '.join(patterns)} in it, with which checkpoints cannot be "
-            "read again"
+    path = (root / (name or otherwise)).resolve()
+    if patterns := sorted(PATTERNS & set(str(path))):
+        raise SettingError(
+            "exp_name",
+            f"{path} has {' '.join(patterns)} in it, with which checkpoints cannot be read again",
         )
+    if name is None:
+        numbered = (root / f"{otherwise}-{number}" for number in itertools.count(1))
+        folder, is_new = next(filter(_is_made, numbered)), True
+    else:
+        folder, is_new = root / name, not (root / name).exists()
     if folder.exists() and not folder.is_dir():
-        raise FolderError(f"{folder} is a file")
-    is_new = not folder.exists()
+        raise SettingError("exp_name", f"{folder} is a file")
     if not is_new and not resume:
-        raise FolderError(f"there is a run in {folder}; --resume resumes it")
+        raise SettingError("exp_name", f"there is a run in {folder}; --resume resumes it")
     lock = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = lock.open("a")
     except OSError as error:
-        raise FolderError(f"cannot make {folder}: {error.strerror}") from error
+        raise SettingError("exp_name", f"cannot make {folder}: {error.strerror}") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise FolderError(f"another process is at work in {folder}") from None
+            raise SettingError("exp_name", f"another process is using {folder}") from None
         try:
             yield folder
         finally:
             lock.unlink(missing_ok=True)
             if is_new and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def _is_made(folder: Path) -> bool:
+    """Makes a folder and says whether it is a new one; what is wrong with others shows later."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -4,11 +4,11 @@
     tx = optimizer.make(config, stages)
 
 `INNER` has the optimizers that the others may stand around, as the paper's Table 3 has them
-and each with its own kind of weight decay. To add an optimizer, add a function of the
-configuration and the stages, and a row.
+and each with its own kind of weight decay. To add an optimizer, write a function of the
+configuration and the stages, and add a row.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -39,7 +39,7 @@ Make = Callable[[LearningRate], optax.GradientTransformation]
 
 
 def coupled(make: Callable[[LearningRate, float], optax.GradientTransformation]) -> Any:
-    """An optimizer that sees its weight decay as a part of the gradient (L2)."""
+    """An optimizer with coupled (L2) weight decay: it is added to the gradient."""
 
     def inner(
         learning_rate: LearningRate, momentum: float, weight_decay: float
@@ -74,7 +74,7 @@ def adabound_from_its_start(learning_rate: LearningRate, b1: float) -> optax.Gra
     return adabound(learning_rate, b1=b1, base_lr=base_lr)
 
 
-INNER: Mapping[str, Callable[[LearningRate, float, float], optax.GradientTransformation]] = {
+INNER: dict[str, Callable[[LearningRate, float, float], optax.GradientTransformation]] = {
     "sgd": coupled(lambda rate, momentum: optax.sgd(rate, momentum or None)),
     "adam": coupled(lambda rate, b1: optax.adam(rate, b1=b1)),
     "adamw": adamw,
@@ -199,29 +199,41 @@ class Optimizer:
 
     Attributes:
       label: its name in tables and plots.
-      make: the transformation, from the configuration and the stages of the run.
+      make: returns the transformation, from the configuration and the stages of the run.
       slow_params: reads the weights to evaluate from optimizer state and params; None if those
         are the params themselves.
-      gradients: how many a training step takes.
+      gradients: returns how many gradients a training step takes.
+      settings: the fields of the configuration that it reads, besides those of every optimizer.
     """
 
     label: str
     make: Callable[[Config, Stages], optax.GradientTransformation]
     slow_params: Callable[[optax.OptState, optax.Params], optax.Params] | None = None
     gradients: Callable[[Config], int] = lambda config: 1
+    settings: tuple[str, ...] = ()
 
 
-def two(config: Config) -> int:
-    """The gradients of SAM: at the params, and one step up the slope."""
-    return 2
+def sam_row(label: str, rho: float, *, adaptive: bool) -> Optimizer:
+    """SAM or ASAM, which take a second gradient up the slope."""
+    settings = ("rho", "eta") if adaptive else ("rho",)
+    make = make_lookbehind(adaptive, rho, several=False)
+    return Optimizer(label, make, gradients=lambda config: 2, settings=settings)
 
 
-def one_more_than_steps(config: Config) -> int:
-    """The gradients of Lookbehind: at the params, and after each ascent step."""
-    return config.ascent_steps + 1
+def lookbehind_row(label: str, rho: float, *, adaptive: bool) -> Optimizer:
+    """Lookbehind, which takes a gradient at the params and one after each ascent step."""
+    settings = ("ascent_steps", "slow_step_size", "rho") + ("eta",) * adaptive
+    return Optimizer(
+        label,
+        make_lookbehind(adaptive, rho),
+        gradients=lambda config: config.ascent_steps + 1,
+        settings=settings,
+    )
 
 
-OPTIMIZERS: Mapping[str, Optimizer] = {
+PERIOD = ("sync_period", "slow_step_size")
+
+OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": Optimizer("SGD", plain("sgd")),
     "adam": Optimizer("Adam", plain("adam")),
     "adamw": Optimizer("AdamW", plain("adamw")),
@@ -230,36 +242,23 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "adabound": Optimizer("AdaBound", plain("adabound")),
     "adaloss": Optimizer("AdaLoss", plain("adaloss")),
     "adagrad_norm": Optimizer("AdaGrad-Norm", plain("adagrad_norm")),
-    "lookahead": Optimizer("Lookahead", make_lookahead, slow_params),
+    "lookahead": Optimizer("Lookahead", make_lookahead, slow_params, settings=PERIOD),
     "multilayer_lookahead": Optimizer(
-        "Multilayer Lookahead", make_multilayer_lookahead, slow_params
+        "Multilayer Lookahead", make_multilayer_lookahead, slow_params, settings=PERIOD
     ),
-    "sla": Optimizer("SLA", make_sla, slow_params),
-    "slrla": Optimizer("SLRLA", make_slrla, slow_params),
-    "slrla_released": Optimizer("SLRLA (released form)", make_slrla_released, slow_params),
-    "prox_released": Optimizer("Released regulariser alone", make_prox_released),
-    "sam": Optimizer("SAM", make_lookbehind(False, 0.05, several=False), None, two),
-    "asam": Optimizer("ASAM", make_lookbehind(True, 0.5, several=False), None, two),
-    "lookbehind_sam": Optimizer(
-        "Lookbehind-SAM", make_lookbehind(False, 0.05), None, one_more_than_steps
+    "sla": Optimizer("SLA", make_sla, slow_params, settings=PERIOD),
+    "slrla": Optimizer("SLRLA", make_slrla, slow_params, settings=(*PERIOD, "beta")),
+    "slrla_released": Optimizer(
+        "SLRLA (released form)",
+        make_slrla_released,
+        slow_params,
+        settings=(*PERIOD, "beta", "anchor_period"),
     ),
-    "lookbehind_asam": Optimizer(
-        "Lookbehind-ASAM", make_lookbehind(True, 0.5), None, one_more_than_steps
+    "prox_released": Optimizer(
+        "Released regulariser alone", make_prox_released, settings=("beta", "anchor_period")
     ),
+    "sam": sam_row("SAM", 0.05, adaptive=False),
+    "asam": sam_row("ASAM", 0.5, adaptive=True),
+    "lookbehind_sam": lookbehind_row("Lookbehind-SAM", 0.05, adaptive=False),
+    "lookbehind_asam": lookbehind_row("Lookbehind-ASAM", 0.5, adaptive=True),
 }
-
-
-def find(name: str, known: Mapping[str, Any] = OPTIMIZERS) -> str:
-    """A name as the registry has it; upper and lower case, "-" and "_" make no difference.
-
-    Raises:
-      ValueError: if there is no such optimizer.
-    """
-    names = {_letters(key): key for key in known}
-    if _letters(name) not in names:
-        raise ValueError(f"must be one of {', '.join(known)}, got {name!r}")
-    return names[_letters(name)]
-
-
-def _letters(name: str) -> str:
-    return name.lower().replace("-", "").replace("_", "")

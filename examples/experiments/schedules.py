@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import optax
 
-from experiments.config import Config
+from experiments.config import Config, SettingError
 
 
 class Stages(NamedTuple):
@@ -30,6 +30,22 @@ class Stages(NamedTuple):
         """The learning rate of each stage, and the step after which it is over."""
         ends = [sum(self.lengths[: q + 1]) for q in range(len(self.lengths))]
         return list(zip(self.learning_rates, ends, strict=True))
+
+    def stage_of(self, step: int) -> int:
+        """Returns the stage of a step, both counted from 1; the last one ever after."""
+        return 1 + sum(step > end for _, end in self.ends[:-1])
+
+    def longer(self, steps: int) -> "Stages":
+        """Returns the same stages with so many more steps in the last one."""
+        return Stages(self.learning_rates, (*self.lengths[:-1], self.lengths[-1] + steps))
+
+    def in_words(self) -> str:
+        """Says the learning rate of each stage, and the step with which it ends."""
+        ends = [
+            f"{rate:.2g} to {'' if q else 'step '}{end:,}"
+            for q, (rate, end) in enumerate(self.ends)
+        ]
+        return f"learning rate {', '.join(ends)}"
 
     @property
     def schedule(self) -> optax.Schedule:
@@ -57,7 +73,7 @@ def stage_lengths(
         to the nearest number of cycles, the last one up.
 
     Raises:
-      ValueError: if a stage would have no step, or no cycle.
+      SettingError: if a stage would have no step, or no cycle.
     """
     ends: list[float] = [m * steps if m < 1 else m * epoch for m in milestones]
     if sync_periods is None or epoch > 1:
@@ -70,7 +86,9 @@ def stage_lengths(
         if cycles < 1:
             unit = f"cycle of {k} steps" if sync_periods else "epoch" if epoch > 1 else "step"
             span = f"{steps // epoch} epochs" if epoch > 1 else f"{steps} steps"
-            raise ValueError(f"stage {q + 1} of {len(ends) + 1} has no {unit} in {span}")
+            raise SettingError(
+                "milestones", f"stage {q + 1} of {len(ends) + 1} has no {unit} in {span}"
+            )
         lengths.append(cycles * k)
     return tuple(lengths)
 
@@ -79,8 +97,8 @@ def stages_of(config: Config, steps: int, epoch: int) -> Stages:
     """The stages of a run of so many steps, with so many in an epoch.
 
     Raises:
-      ValueError: if a stage would have no step, or no cycle; or if `sync_period` has not a
-        value for each stage.
+      SettingError: if a stage would have no step, or no cycle; or if `sync_period` has neither
+        one value nor one for each stage.
     """
     lengths = stage_lengths(
         steps,
@@ -104,7 +122,7 @@ def with_milestones_that_fit(config: Config, steps: int, epoch: int) -> Config:
         of_these = periods[: len(more) + 1] if isinstance(periods, tuple) else periods
         try:
             stages_of(replace(config, milestones=more, sync_period=of_these), steps, epoch)
-        except ValueError:
+        except SettingError:
             continue
         fitting = more
     return replace(config, milestones=fitting)

@@ -1,18 +1,20 @@
-"""The recipes of `reproduce.py`: a small file for each cell of the paper's Table 3, and of ours.
+"""The recipes of `reproduce.py`: a small file for each entry of the paper's Table 3, and of ours.
 
-A file opens with paper, command, expected time and accuracy, and ends with a `Recipe`. Cells
-are called by their file's name, columns by their data set's.
+A file opens with paper, command, expected time and accuracy, and ends with `CONFIGS`, a
+configuration for each row of the table. A recipe is called by its file's name; a column of the
+table, all recipes of a data set, by the data set's.
 """
 
 import importlib
 
-from experiments import data
-from experiments.configs.common import OPTIMIZERS, SOURCES, Recipe, published
-from experiments.data import DataError
+from experiments.config import Config
+from experiments.configs.table3 import ROWS, SOURCES, published, rows, sources
+from experiments.data import ALIASES, DATASETS
+from experiments.names import find as find_name
 
-__all__ = ["CELLS", "OPTIMIZERS", "SOURCES", "Recipe", "find", "published", "recipe"]
+__all__ = ["RECIPES", "ROWS", "SOURCES", "configs", "find", "published", "rows", "sources"]
 
-CELLS = (
+RECIPES = (
     "cifar10_resnet18",
     "cifar10_vgg16",
     "cifar10_wrn16_10",
@@ -26,27 +28,26 @@ CELLS = (
 )
 
 
-def recipe(cell: str) -> Recipe:
-    """The recipe of a cell."""
-    return importlib.import_module(f"experiments.configs.{cell}").RECIPE
+def configs(recipe: str) -> dict[str, Config]:
+    """Returns the configurations of a recipe, by the rows of the table."""
+    return importlib.import_module(f"experiments.configs.{recipe}").CONFIGS
 
 
 def find(name: str) -> tuple[str, ...]:
-    """The cells of that name: one, or all of a column, which has the name of its data set.
+    """Returns the recipes of that name: one, or all of a data set.
 
     Raises:
-      ValueError: if there is no such cell and no such column.
+      ValueError: if there is no such recipe and no such data set.
     """
-    if name in CELLS:
+    if name in RECIPES:
         return (name,)
     try:
-        column = data.find(name)
-    except DataError:
-        column = None
-    cells = tuple(cell for cell in CELLS if recipe(cell).dataset == column)
-    if not cells:
+        dataset = find_name(name, DATASETS, ALIASES)
+    except ValueError:
+        dataset = None
+    found = tuple(r for r in RECIPES if configs(r)["SGD"].dataset == dataset)
+    if not found:
         raise ValueError(
-            f"must be one of {', '.join(CELLS)}, or a data set's name for all its cells, "
-            f"got {name!r}"
+            f"must be one of {', '.join(RECIPES)}, or a data set for all its recipes, got {name!r}"
         )
-    return cells
+    return found

@@ -2,22 +2,16 @@
 
 Paper:    none.
 Command:  python examples/reproduce.py digits_softmax
-Time:     1 min on two CPU cores that others worked on, too.
+Time:     1 min on two shared CPU cores.
 Accuracy: measured in %, 3 seeds: SGD 92.84 ± 0.21, SLA 92.48 ± 0.25, SLRLA 92.09 ± 0.41.
 
-The paper's three rows with the flags that they have for CIFAR-10, in ten epochs of nine steps.
+The paper's three rows with their settings for CIFAR-10, in ten epochs of nine steps.
 """
 
 from dataclasses import replace
 
 from experiments.configs import cifar10_resnet18
-from experiments.configs.common import STAGEWISE
+from experiments.configs.table3 import STAGEWISE, rows
 
-BASE = cifar10_resnet18.RECIPE
-RECIPE = replace(
-    BASE,
-    dataset="digits",
-    network="softmax",
-    flags=f"{BASE.flags} --tr_epochs 10 --train_batch_size 64",
-    optimizers=STAGEWISE,
-)
+BASE = replace(cifar10_resnet18.BASE, dataset="digits", model="softmax", epochs=10, batch_size=64)
+CONFIGS = rows(BASE, STAGEWISE)

@@ -5,8 +5,7 @@ A constructor is called as
     make(image_shape, classes, dtype=None, rngs=nnx.Rngs(0))
 
 with the shape (height, width, channels) of an image. Convolutions and hidden layers compute
-in `dtype` (None is float32); params, batch normalisation and logits are float32 in any case.
-The
+in `dtype` (None is float32); params, batch normalisation and logits are float32 in any case. The
 model is then called as `model(images, train=False)` with float32 images of shape (batch,
 height, width, channels), and returns logits of shape (batch, classes).
 
@@ -28,7 +27,7 @@ from experiments.models.small import ResNet, SmallVGG, SoftmaxRegression
 from experiments.models.vgg import vgg11, vgg16, vgg16_bn, vgg19
 from experiments.models.wide_resnet import WideResNet
 
-__all__ = ["NETWORKS", "ResNet", "SmallVGG", "SoftmaxRegression", "find"]
+__all__ = ["NETWORKS", "ResNet", "SmallVGG", "SoftmaxRegression"]
 
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "resnet": ResNet,
@@ -49,15 +48,3 @@ NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "VGG-19": vgg19,
     "VGG-16-BN": vgg16_bn,
 }
-
-
-def find(name: str) -> str:
-    """A name as `NETWORKS` has it: upper and lower case, "-" and "_" make no difference."""
-    known = {_letters(network): network for network in NETWORKS}
-    if _letters(name) not in known:
-        raise ValueError(f"network: must be one of {', '.join(NETWORKS)}, got {name!r}")
-    return known[_letters(name)]
-
-
-def _letters(name: str) -> str:
-    return name.lower().replace("-", "").replace("_", "")

@@ -1,19 +1,13 @@
 """How well trained weights bear noise.
 
 accuracies = under_noise(accuracy, params, (0.0, 0.1, 0.2, 0.4), key)
-plot({"SGD": accuracies, ...}, (0.0, 0.1, 0.2, 0.4), "accuracy", path)
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-
-from experiments.reporting.report import LOOK, STYLES
 
 Tree = Any
 
@@ -61,40 +55,3 @@ def with_noise(params: Tree, size: float, key: jax.Array) -> Tree:
         for leaf, k in zip(leaves, jax.random.split(key, len(leaves)), strict=True)
     ]
     return jax.tree.unflatten(structure, noisy)
-
-
-def plot(
-    results: Mapping[str, np.ndarray], sizes: Sequence[float], metric: str, path: Path
-) -> None:
-    """The metric over the size of the noise, as a PNG.
-
-    Args:
-      results: by label, what `under_noise` has returned.
-      sizes: the sizes of the noise.
-      metric: what to call the metric.
-      path: the file to write. Lines are means over the draws, bands a standard deviation
-        wide on either side.
-    """
-    with matplotlib.rc_context(LOOK):
-        figure = Figure(figsize=(6, 4.2), layout="constrained")
-        axes = figure.subplots()
-        draws = next(iter(results.values())).shape[1]
-        for (label, values), (color, dashes) in zip(
-            results.items(), STYLES * len(results), strict=False
-        ):
-            mean, deviation = values.mean(axis=1), values.std(axis=1, ddof=min(1, draws - 1))
-            axes.plot(sizes, mean, color=color, linestyle=dashes, label=label, linewidth=1.8)
-            axes.fill_between(
-                sizes, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0
-            )
-        axes.set(xlabel="noise σ, relative to each weight", ylabel=metric)
-        axes.set_xlim(min(sizes), max(sizes))
-        axes.legend()
-        figure.suptitle(
-            f"mean ± standard deviation of {draws} draws",
-            fontsize=10,
-            x=0.01,
-            ha="left",
-            color="0.3",
-        )
-        figure.savefig(path, dpi=140)

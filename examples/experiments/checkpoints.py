@@ -1,4 +1,4 @@
-"""A run on disk: all that it needs to go on as if it had not stopped.
+"""A run on disk: everything it needs to be resumed as if it had not stopped.
 
 A checkpoint has the state (params, statistics, the whole optimizer state with slow weights,
 anchors and counters, random keys, the epoch's sums), and the records of the epochs before it.
@@ -8,6 +8,7 @@ killed at any time.
 """
 
 import json
+import sys
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -17,11 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from experiments.training.steps import State, Tree
+from experiments.steps import State, Tree
 
 KEPT = 2
-# Characters of an error of Orbax's that are told on.
+NEVER = sys.maxsize
+# An error of Orbax's is cut off after so many characters.
 LONGEST = 200
 
 
@@ -42,14 +45,15 @@ class OtherRun(CheckpointError):
 
 
 class Checkpoints:
-    """The checkpoints of one run, the last ones that were saved.
+    """The checkpoints of one run: the newest ones, and that of the best epoch.
 
     Args:
-      folder: where they are; made if it is not there.
+      folder: where they are; it is made if it is not there.
       fingerprint: what the run is a function of, as JSON has it. A checkpoint of another run is
         refused.
-      every: steps between checkpoints within an epoch; None for one at each epoch's end.
-      flag_of: the flag that a value of the fingerprint is given by, for messages.
+      every: steps between checkpoints within an epoch; None for one at the end of each epoch.
+      best_by: the accuracy in the records that the best epoch is chosen by.
+      flag_of: returns the flag that a value of the fingerprint is given by, for messages.
 
     Raises:
       CheckpointError: if the folder cannot be made.
@@ -60,17 +64,21 @@ class Checkpoints:
         folder: Path,
         fingerprint: dict[str, Any],
         every: int | None = None,
+        best_by: str = "test_accuracy",
         flag_of: Callable[[str], str] = str,
     ):
         self.folder = folder.resolve()
-        self.every = every
-        self._flag_of = flag_of
+        self._every, self._best_by, self._flag_of = every, best_by, flag_of
         self._fingerprint = json.loads(json.dumps(fingerprint))
+        newest = LatestN(KEPT)
+        best = BestN(get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False)
         try:
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=KEPT, cleanup_tmp_directories=True, create=True
+                    preservation_policy=AnyPreservationPolicy([newest, best]),
+                    cleanup_tmp_directories=True,
+                    create=True,
                 ),
             )
         except OSError as error:
@@ -81,19 +89,27 @@ class Checkpoints:
         """The step of the last whole checkpoint."""
         return self._manager.latest_step()
 
-    def steps_until_due(self, step: int) -> int | None:
-        """How many steps after `step` the next checkpoint within an epoch is due."""
-        return None if self.every is None else self.every - step % self.every
+    def steps_until_due(self, step: int) -> int:
+        """Returns after how many further steps the next checkpoint within an epoch is due."""
+        return NEVER if self._every is None else self._every - step % self._every
+
+    def due(self, step: int) -> bool:
+        """Says whether a checkpoint within an epoch is due at this step."""
+        return self._every is not None and step % self._every == 0
 
     def save(self, step: int, state: State, records: list[dict[str, Any]]) -> None:
-        """Begins to save, and leaves the writing to a thread.
+        """Starts to save in a background thread.
+
+        Args:
+          step: steps taken.
+          state: it is copied, since its own buffers are donated to the next step.
+          records: of all epochs that have ended.
 
         Raises:
           CheckpointError: if this or the last checkpoint could not be written.
         """
         if self.last == step:
             return
-        # A copy, since the state's own buffers are given away in the next step.
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)),
             progress=ocp.args.JsonSave(
@@ -106,7 +122,7 @@ class Checkpoints:
             ),
         )
         try:
-            self._manager.save(step, args=items)
+            self._manager.save(step, args=items, metrics=_accuracies(step, records))
         except Exception as error:
             raise self._not_written(error) from error
 
@@ -177,6 +193,10 @@ class Checkpoints:
         """Ends Orbax's threads."""
         self._manager.close()
 
+    def _rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """Returns what checkpoints are ordered by: of equally good epochs the first is best."""
+        return metrics.get(self._best_by, metrics["test_accuracy"]), -metrics["steps"]
+
     def _damaged(self, step: int, what: str) -> CheckpointError:
         """An error that names what can be resumed from instead."""
         where = self.folder / str(step)
@@ -192,6 +212,35 @@ class Checkpoints:
         )
 
 
+class NoCheckpoints(Checkpoints):
+    """Stands for the checkpoints of a run that has none."""
+
+    last = None
+
+    def __init__(self) -> None:
+        pass
+
+    def steps_until_due(self, step: int) -> int:
+        """Returns that none is ever due."""
+        return NEVER
+
+    def due(self, step: int) -> bool:
+        """Says that none is due."""
+        return False
+
+    def save(self, step: int, state: State, records: list[dict[str, Any]]) -> None:
+        """Saves nothing."""
+
+    def restore(self, example: Tree) -> None:
+        """Returns that there is none."""
+
+    def wait(self) -> None:
+        """Waits for nothing."""
+
+    def close(self) -> None:
+        """Closes nothing."""
+
+
 def differences(
     there: Mapping[str, Any], here: Mapping[str, Any], flag_of: Callable[[str], str] = str
 ) -> dict[str, str]:
@@ -205,6 +254,19 @@ def differences(
         for name in sorted({*there, *here})
         if there.get(name) != here.get(name)
     }
+
+
+def _accuracies(step: int, records: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Returns the accuracies of the epoch that ends at a step, as means over its seeds.
+
+    None if no epoch ends there that was trained and evaluated.
+    """
+    here = [r for r in records if r["steps"] == step and r["epoch"] > 0 and "test_accuracy" in r]
+    if not here:
+        return None
+    names = [name for name in here[0] if name.endswith("accuracy")]
+    means = {name: sum(record[name] for record in here) / len(here) for name in names}
+    return {"steps": step, **means}
 
 
 def _described(tree: Tree) -> dict[str, str]:

@@ -1,8 +1,7 @@
-"""Scores: of the slow weights where there are any, of the fast ones beside them.
+"""Evaluation: of the slow weights where there are any, and of the fast ones beside them.
 
-Batch normalisation's running statistics are those that the fast weights have left, as in the
-code released with the paper. Recalibrated ones are taken anew, for the slow weights, as the
-mean over some training batches.
+BatchNorm's running statistics are those of the fast weights, as in the code released with the
+paper. Recalibrated statistics are those of the slow weights: means over some training batches.
 """
 
 import functools
@@ -15,8 +14,8 @@ import numpy as np
 import optax
 
 from experiments.data import Data
-from experiments.training.devices import Steps
-from experiments.training.steps import Pool, State, Tree
+from experiments.devices import Steps
+from experiments.steps import Pool, State, Tree
 
 RECALIBRATION_BATCHES = 20
 
@@ -32,18 +31,18 @@ def evaluate(
     slow_params: SlowParams | None,
     recalibration: Callable[[], Iterator[Any]] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Losses and accuracies, each with an axis of seeds.
+    """Returns losses and accuracies, each with an axis of seeds.
 
     Args:
       steps: the compiled steps.
-      pools: images and labels on the devices, by the names `train` and `test`; empty ones for a
+      pools: images and labels on the devices, by the names `train` and `test`; empty for a
         stream.
-      dataset: what is evaluated on.
+      dataset: the data to evaluate on.
       state: the state to evaluate, as `steps.train` has returned it.
       slow_params: reads the slow weights from optimizer state and params; None if the params
         themselves are the weights to evaluate.
-      recalibration: makes an iterator of training batches, as `steps.statistics` takes them;
-        None where there is nothing to recalibrate.
+      recalibration: makes an iterator over training batches for `steps.statistics`; None for no
+        recalibration.
 
     Returns:
       `test_loss` and `test_accuracy`; `fast_test_accuracy` where there are slow weights, and
@@ -83,7 +82,7 @@ def score(
     params: Tree,
     stats: Tree,
 ) -> Score:
-    """Mean loss and accuracy over the first `size` examples of a split."""
+    """Returns mean loss and accuracy over the first `size` examples of a split."""
     sums = [
         steps.get_sums(
             steps.evaluate(
@@ -99,7 +98,7 @@ def score(
 def recalibrated(
     steps: Steps, pool: Pool, params: Tree, stats: Tree, batches: Iterator[Any]
 ) -> Tree:
-    """The statistics of batch normalisation as means over training batches."""
+    """Returns BatchNorm statistics that are means over training batches."""
     mean, seen = stats, 0
     for batch in batches:
         new = steps.statistics(pool, params, stats, batch, seen)

@@ -1,9 +1,8 @@
-"""The steps of training and evaluation: pure functions of plain trees.
+"""The training step and the evaluation step: pure functions of plain trees.
 
-A network is taken apart once (`nnx.split`). From then on params, running statistics and
-optimizer state are plain trees, donated from step to step. Images come raw, as indices into
-the training images on the device or as themselves, and are augmented and standardised
-inside the compiled step.
+A network is split once (`nnx.split`). From then on params, running statistics and optimizer
+state are plain trees, donated from step to step. A batch has raw images, or indices into those
+on the device; they are augmented and standardised inside the compiled step.
 """
 
 import functools
@@ -20,25 +19,27 @@ from experiments.data import Data
 from experiments.data.augment import crop_and_flip
 
 Tree = Any
-# Indices into a pool, or images with their labels; and the images and labels of that pool,
-# empty where batches bring their own.
+# A batch is indices into a pool of images and labels, or images and labels of its own, for which
+# the pool is empty.
 Batch = Any
 Pool = tuple[jax.Array, ...]
 
 
-@dataclass(frozen=True, eq=False)  # Told apart by identity, which is quick to compare.
+@dataclass(frozen=True, eq=False)  # Compared by identity, as a static argument of jit.
 class Model:
-    """A network without its weights, and what becomes of an image before it sees it.
+    """A network without its weights, and how images are prepared for it.
 
     Attributes:
-      make: the network's constructor, with all but `rngs` given.
+      make: the network's constructor, with all arguments but `rngs` given.
       dataset: knows how to standardise its images.
       input_norm: whether images are standardised channel by channel, or only scaled to [0, 1].
+      name: of the network.
     """
 
     make: Callable[..., nnx.Module]
     dataset: Data
     input_norm: bool = True
+    name: str = ""
 
     @functools.cached_property
     def graph(self) -> nnx.GraphDef:
@@ -47,22 +48,36 @@ class Model:
 
     @functools.cached_property
     def forgetful_graph(self) -> nnx.GraphDef:
-        """The same with running statistics that are those of the last batch alone."""
+        """The same graph, but its running statistics are those of the last batch alone."""
         model = self._abstract()
         for _, module in nnx.iter_graph(model):
             if isinstance(module, nnx.BatchNorm):
                 module.momentum = 0.0
         return nnx.split(model)[0]
 
+    def check(self) -> None:
+        """Raises ValueError if the network cannot have images of this size."""
+        _ = self.graph
+
+    @functools.cached_property
+    def has_statistics(self) -> bool:
+        """Whether there is a BatchNorm layer, whose running statistics go with the params."""
+        return bool(jax.tree.leaves(nnx.state(self._abstract(), nnx.BatchStat)))
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Number of weights that are trained."""
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self._abstract(), nnx.Param)))
+
     def take(
         self, pool: Pool, batch: Batch, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """What the network gets of a batch, and its labels.
+        """Returns the inputs of the network for a batch, and its labels.
 
         Args:
-          pool: images and labels that a batch names, or empty.
+          pool: images and labels that a batch refers to by index, or empty.
           batch: indices into the pool, or images and labels.
-          key: what the images of a pool are augmented by, if they are; None for them as they are.
+          key: random key of the augmentation, if the data set is augmented; None for none.
         """
         if not pool:
             images, labels = batch
@@ -77,14 +92,14 @@ class Model:
 
 
 class State(NamedTuple):
-    """What a training step takes and returns; all of a run that changes.
+    """What a training step takes and returns: everything in a run that changes.
 
     Attributes:
-      params: the weights that are trained; of a lookahead the fast ones.
-      stats: all else in the network: means and variances of batch normalisation, and the
-        random streams of dropout.
+      params: the weights that are trained; with Lookahead the fast ones.
+      stats: everything else in the network: BatchNorm's running statistics, and the random
+        streams of dropout.
       opt_state: the optimizer's state, with the slow weights if there are any.
-      key: random key of the run, from which each step takes its own.
+      key: random key of the run, from which each step derives its own.
       step: steps taken; int32 of shape ().
       loss: sum of the batches' losses in the epoch so far; float32 of shape ().
       correct: sum of the batches' accuracies in the epoch so far; float32 of shape ().
@@ -100,8 +115,8 @@ class State(NamedTuple):
 
 
 def init_weights(model: Model, seed: int) -> tuple[Tree, Tree]:
-    """Params and statistics at the beginning, a function of the seed alone."""
-    # Of JAX's generators the one that compiles in a few seconds less.
+    """Returns the initial params and statistics, a function of the seed alone."""
+    # This one of JAX's generators compiles a few seconds faster.
     rngs = nnx.Rngs(jax.random.key(seed, impl="rbg"))
     _, params, stats = nnx.split(model.make(rngs=rngs), nnx.Param, ...)
     return nnx.as_pure(params), nnx.as_pure(stats)
@@ -111,7 +126,7 @@ _init_weights = jax.jit(init_weights, static_argnums=0)
 
 
 def init_state(model: Model, tx: optax.GradientTransformation, seed: int) -> State:
-    """The state before the first step."""
+    """Returns the state before the first step."""
     params, stats = _init_weights(model, seed)
     return State(
         params=params,
@@ -127,7 +142,7 @@ def init_state(model: Model, tx: optax.GradientTransformation, seed: int) -> Sta
 def loss_fn(
     params: Tree, stats: Tree, model: Model, inputs: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
-    """Mean cross-entropy of a batch; the statistics as it moves them, and the accuracy."""
+    """Returns the mean cross-entropy of a batch; and the moved statistics and the accuracy."""
     network = nnx.merge(model.graph, params, stats, copy=True)
     logits = network(inputs, train=True)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -138,10 +153,10 @@ def loss_fn(
 def train_step(
     model: Model, tx: optax.GradientTransformation, pool: Pool, state: State, batch: Batch
 ) -> tuple[State, jax.Array]:
-    """One batch, one update; returns the loss beside the new state.
+    """Takes one training step; returns the new state and the loss.
 
-    The optimizer may ask for the loss (`value=`, as AdaLoss does) and for further gradients on
-    the same batch (`grad_fn=`, as SAM and Lookbehind do). Those leave the statistics alone.
+    The optimizer may use the loss (`value=`, as AdaLoss does) and further gradients on the same
+    batch (`grad_fn=`, as SAM and Lookbehind do), which leave the running statistics alone.
     """
     key = jax.random.fold_in(state.key, state.step)
     inputs, labels = model.take(pool, batch, key)
@@ -167,22 +182,10 @@ def train_step(
     ), loss
 
 
-def train_steps(
-    model: Model, tx: optax.GradientTransformation, pool: Pool, state: State, batches: Batch
-) -> tuple[State, jax.Array]:
-    """One step for each of the batches, which have a leading axis; returns all losses."""
-    step = functools.partial(train_step, model, tx, pool)
-    if len(jax.tree.leaves(batches)[0]) == 1:
-        # No loop around a single step: XLA's convolutions on CPU are slow inside one.
-        state, loss = step(state, jax.tree.map(lambda x: x[0], batches))
-        return state, loss[None]
-    return jax.lax.scan(step, state, batches)
-
-
 def eval_step(
     model: Model, pool: Pool, params: Tree, stats: Tree, batch: Batch, counted: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The sums of the cross-entropy and of the correct answers, over those that count."""
+    """Returns the sums of cross-entropy and of correct answers over the examples that count."""
     inputs, labels = model.take(pool, batch)
     logits = nnx.merge(model.graph, params, stats, copy=True)(inputs, train=False)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -193,7 +196,7 @@ def eval_step(
 def statistics_step(
     model: Model, pool: Pool, params: Tree, stats: Tree, batch: Batch, number: jax.Array
 ) -> Tree:
-    """What a training batch alone would have batch normalisation remember."""
+    """Returns the BatchNorm statistics of a single training batch."""
     inputs, _ = model.take(pool, batch, jax.random.key(number))
     network = nnx.merge(model.forgetful_graph, params, stats, copy=True)
     network(inputs, train=True)

@@ -1,1 +1,0 @@
-"""What is left of runs: tables, curves and JSON, by the kind of program."""
