@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import pickle
+import struct
 import tarfile
 
 import numpy as np
@@ -20,45 +22,89 @@ def write_idx(path, array):
         file.write(idx_bytes(array))
 
 
-def add_to(tar, name, content):
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
+class Python2Pickler(pickle._Pickler):
+    """Writes strings, and what an array is made of, as Python 2 did."""
+
+    def __init__(self, file):
+        super().__init__(file, protocol=2)
+        self.dispatch = {**self.dispatch, **dict.fromkeys((bytes, str), type(self).save_string)}
+
+    def save_string(self, text):
+        content = text.encode("latin1") if isinstance(text, str) else text
+        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
+        self.memoize(text)
 
 
-def cifar_records(labels, images):
-    """Labels of one byte each, then the pixels of an image, channel by channel."""
-    pixels = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-    return np.concatenate([np.stack(labels, axis=1), pixels], axis=1).astype(np.uint8).tobytes()
+def python2_pickle(batch):
+    file = io.BytesIO()
+    Python2Pickler(file).dump(batch)
+    return file.getvalue().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+
+
+CIFAR_FOLDERS = {
+    ("cifar10", "python"): "cifar-10-batches-py",
+    ("cifar10", "binary"): "cifar-10-batches-bin",
+    ("cifar100", "python"): "cifar-100-python",
+    ("cifar100", "binary"): "cifar-100-binary",
+}
+
+
+def cifar_files(name, kind, arrays, dumps=python2_pickle):
+    """The content of the files in one of CIFAR's archives, by name."""
+    parts = {"test_batch": arrays["test"]}
+    for i, pair in enumerate(zip(*(np.split(x, 5) for x in arrays["train"]), strict=True)):
+        parts[f"data_batch_{i + 1}"] = pair
+    files = {}
+    for file, (images, labels) in (arrays if name == "cifar100" else parts).items():
+        pixels = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+        both = {"coarse_labels": labels // 5, "fine_labels": labels}
+        label_columns = both if name == "cifar100" else {"labels": labels}
+        if kind == "binary":
+            columns = [np.stack([*label_columns.values()], axis=1), pixels]
+            files[f"{file}.bin"] = np.concatenate(columns, axis=1).astype(np.uint8).tobytes()
+        else:
+            lists = {key: column.tolist() for key, column in label_columns.items()}
+            files[file] = dumps({"batch_label": file, "data": pixels, **lists})
+    return files
+
+
+def write_cifar(folder, name, kind, files, packed=True):
+    """An archive of CIFAR with these files in a folder, or only that folder."""
+    inside = CIFAR_FOLDERS[name, kind]
+    if not packed:
+        (folder / inside).mkdir(parents=True)
+        for file, content in files.items():
+            (folder / inside / file).write_bytes(content)
+        return folder / inside
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"cifar-{name.removeprefix('cifar')}-{kind}.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for file, content in files.items():
+            info = tarfile.TarInfo(f"{inside}/{file}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
 
 
 def write_archives(folder, name, arrays):
-    folder.mkdir(parents=True)
-    (train, train_labels), (test, test_labels) = arrays["train"], arrays["test"]
-    if name == "cifar10":
-        with tarfile.open(folder / "cifar-10-binary.tar.gz", "w:gz") as tar:
-            inside = "cifar-10-batches-bin"
-            for i in range(5):
-                part = slice(8 * i, 8 * (i + 1))
-                records = cifar_records([train_labels[part]], train[part])
-                add_to(tar, f"{inside}/data_batch_{i + 1}.bin", records)
-            add_to(tar, f"{inside}/test_batch.bin", cifar_records([test_labels], test))
-            names = "".join(f"class {i}\n" for i in range(10))
-            add_to(tar, f"{inside}/batches.meta.txt", names.encode())
-    elif name == "cifar100":
-        with tarfile.open(folder / "cifar-100-binary.tar.gz", "w:gz") as tar:
-            inside = "cifar-100-binary"
-            for split, (images, labels) in arrays.items():
-                records = cifar_records([labels // 5, labels], images)
-                add_to(tar, f"{inside}/{split}.bin", records)
-            for kind, classes in (("coarse", 20), ("fine", 100)):
-                names = "".join(f"class {i}\n" for i in range(classes))
-                add_to(tar, f"{inside}/{kind}_label_names.txt", names.encode())
-    else:
+    """The archives that TensorFlow Datasets would download."""
+    if name == "fashion_mnist":
+        folder.mkdir(parents=True)
         for split, prefix in (("train", "train"), ("test", "t10k")):
             images, labels = arrays[split]
             write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images[..., 0])
             write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels)
+        return
+    names = (
+        {"batches.meta.txt": 10}
+        if name == "cifar10"
+        else {"coarse_label_names.txt": 20, "fine_label_names.txt": 100}
+    )
+    texts = {
+        file: "".join(f"class {i}\n" for i in range(classes)).encode()
+        for file, classes in names.items()
+    }
+    write_cifar(folder, name, "binary", cifar_files(name, "binary", arrays) | texts)
 
 
 def encoded(image, kind="PNG"):

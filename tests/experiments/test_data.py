@@ -1,10 +1,14 @@
-"""The data sets of the examples in memory: found, read from IDX files, augmented, batched."""
+"""The data sets of the examples in memory: found, read, told apart, augmented, batched."""
 
+import dataclasses
 import gzip
 import itertools
 import json
+import os
+import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import compare
@@ -13,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from experiments import data
-from experiments.data import DataError, Dataset, batches
+from experiments.data import DataError, Dataset, archives, batches
 from experiments.data.augment import crop_and_flip
 from experiments.data.idx import read_idx
-from published import write_idx
+from published import cifar_files, python2_pickle, write_cifar, write_idx
 
 EXAMPLES = Path(compare.__file__).parent
 
@@ -149,7 +153,7 @@ def test_the_orders_are_those_of_one_generator():
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, 4, 7, 12])
-def test_batches_go_on_where_they_stopped(start):
+def test_batches_resume_where_they_stopped(start):
     all_of_them = list(itertools.islice(batches(1, 13, 3), 20))
     rest = list(itertools.islice(batches(1, 13, 3, start=start), 20 - start))
     np.testing.assert_array_equal(rest, all_of_them[start:])
@@ -293,10 +297,243 @@ def test_an_absurd_idx_header(tmp_path):
         read_idx(path, 3)
 
 
+# CIFAR's archives.
+
+
+def cifar_arrays(name, classes=None):
+    rng = np.random.default_rng(0)
+    classes = classes or int(name.removeprefix("cifar"))
+    return {
+        split: (rng.integers(0, 256, (n, 32, 32, 3), np.uint8), rng.integers(0, classes, n))
+        for split, n in (("train", 40), ("test", 20))
+    }
+
+
+def check_cifar(dataset, name, arrays):
+    assert (dataset.name, dataset.classes) == (name, int(name.removeprefix("cifar")))
+    for split, (images, labels) in arrays.items():
+        found_images, found_labels = dataset.pool(split)
+        assert (found_images.dtype, found_labels.dtype) == (np.uint8, np.int32)
+        np.testing.assert_array_equal(found_images, images)
+        np.testing.assert_array_equal(found_labels, labels)
+
+
+@pytest.fixture
+def no_tensorflow_datasets(monkeypatch):
+    monkeypatch.setattr(archives, "read", None)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("kind", ["python", "binary"])
+def test_cifar_as_published(tmp_path, no_tensorflow_datasets, name, kind):
+    arrays = cifar_arrays(name)
+    files = cifar_files(name, kind, arrays)
+    write_cifar(tmp_path / "packed", name, kind, files)
+    unpacked = write_cifar(tmp_path / "unpacked", name, kind, files, packed=False)
+    for folder in (tmp_path / "packed", tmp_path / "unpacked", unpacked):
+        dataset = data.load(name, folder)
+        check_cifar(dataset, name, arrays)
+        assert dataset.train_images.flags.c_contiguous
+        assert dataset.augmented
+
+
+def test_both_cifars_in_the_default_folder(tmp_path, monkeypatch, no_tensorflow_datasets):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for name in ("cifar10", "cifar100"):
+        write_cifar(tmp_path, name, "python", cifar_files(name, "python", cifar_arrays(name)))
+    for name in ("cifar10", "cifar100"):
+        check_cifar(data.load(name), name, cifar_arrays(name))
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_cifar_pickled_by_python_3(tmp_path, no_tensorflow_datasets, protocol):
+    arrays = cifar_arrays("cifar100")
+    files = cifar_files("cifar100", "python", arrays, partial(pickle.dumps, protocol=protocol))
+    write_cifar(tmp_path, "cifar100", "python", files)
+    check_cifar(data.load("cifar100", tmp_path), "cifar100", arrays)
+
+
+class Calls:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [(os.mkdir, f"{os.name}.mkdir"), (eval, "builtins.eval"), (getattr, "builtins.getattr")],
+)
+def test_a_pickle_that_would_run_code(tmp_path, function, named):
+    marker = tmp_path / "made"
+    args = {os.mkdir: (str(marker),), eval: (f"__import__('os').mkdir({str(marker)!r})",)}
+    content = pickle.dumps({"data": Calls(function, *args.get(function, ({}, "keys")))})
+    files = cifar_files("cifar10", "python", cifar_arrays("cifar10")) | {"data_batch_2": content}
+    place = write_cifar(tmp_path, "cifar10", "python", files)
+    with pytest.raises(DataError, match=f"{place}/data_batch_2 cannot be read: .* {named}"):
+        data.load("cifar10", tmp_path)
+    assert not marker.exists()
+
+
+def pickled(**changes):
+    batch = {"data": np.zeros((8, 3072), np.uint8), "labels": [0] * 8} | changes
+    return python2_pickle({key: value for key, value in batch.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "has no data_batch_2$"),
+        (b"", "data_batch_2 cannot be read: "),
+        (b"<html>404 Not Found</html>", "data_batch_2 cannot be read: "),
+        (pickled()[:-20], "data_batch_2 cannot be read: "),
+        (python2_pickle([1, 2]), "data_batch_2 cannot be read: it has no data with labels"),
+        (pickled(labels=None), "it has no data with labels"),
+        (pickled(data=np.zeros((8, 3072))), "it does not hold 3,072 bytes for each label"),
+        (pickled(data=np.zeros((7, 3072), np.uint8)), "3,072 bytes for each label"),
+        (pickled(data=np.zeros((8, 1024), np.uint8)), "3,072 bytes for each label"),
+        (pickled(labels=[0.5] * 8), "labels should be integers"),
+        (pickled(labels=[[0] * 4] * 2), "labels should be integers"),
+        (pickled(labels=[*range(7), 10]), "data_batch_2 should have labels from 0 to 9"),
+        (pickled(labels=[*range(7), -1]), "data_batch_2 should have labels from 0 to 9"),
+        (
+            pickled(data=np.zeros((0, 3072), np.uint8), labels=np.zeros(0, int)),
+            "data_batch_2 should have labels from 0 to 9",
+        ),
+    ],
+)
+@pytest.mark.parametrize("packed", [True, False])
+def test_damaged_files_of_cifar(tmp_path, content, message, packed):
+    files = cifar_files("cifar10", "python", cifar_arrays("cifar10")) | {"data_batch_2": content}
+    if content is None:
+        del files["data_batch_2"]
+    place = write_cifar(tmp_path, "cifar10", "python", files, packed)
+    with pytest.raises(DataError, match=f"{place}.*{message}") as error:
+        data.load("cifar10", tmp_path)
+    assert one_line(error)
+
+
+def test_damaged_binary_files_of_cifar(tmp_path):
+    files = cifar_files("cifar100", "binary", cifar_arrays("cifar100"))
+    files["test.bin"] = files["test.bin"][:-1]
+    write_cifar(tmp_path, "cifar100", "binary", files)
+    with pytest.raises(DataError, match=r"test\.bin cannot be read: .* records of 3,074 bytes"):
+        data.load("cifar100", tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "header only", "one byte", "HTML", "a folder"])
+def test_damaged_archives_of_cifar(tmp_path, damage):
+    files = cifar_files("cifar10", "binary", cifar_arrays("cifar10"))
+    path = write_cifar(tmp_path, "cifar10", "binary", files)
+    content = bytearray(path.read_bytes())
+    if damage == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif damage == "HTML":
+        path.write_bytes(b"<html>404 Not Found</html>")
+    elif damage == "one byte":  # Of a pixel: random bytes are not compressed.
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[: 12 if damage == "header only" else len(content) // 2])
+    with pytest.raises(DataError, match=f"^{path} (cannot be read: |has no data_batch_1)") as error:
+        data.load("cifar10", tmp_path)
+    assert one_line(error)
+
+
+# What may not be read.
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "imagenet"])
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch, name):
+    def refuse(path):  # To root, who may run these tests, nothing is refused.
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(DataError, match=f"^{tmp_path} cannot be read: permission denied$"):
+        data.load(name, tmp_path)
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    make_idx_folder(tmp_path, "")
+    place = write_cifar(
+        tmp_path, "cifar10", "python", cifar_files("cifar10", "python", cifar_arrays("cifar10"))
+    )
+
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("tarfile.open", refuse)
+    with pytest.raises(DataError, match=f"^{place} cannot be read: permission denied$"):
+        data.load("cifar10", tmp_path)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"-images-idx3-ubyte cannot be read: permission denied$"):
+        data.load("mnist", tmp_path)
+
+
+# Fingerprints.
+
+
+def test_fingerprints_tell_data_apart():
+    images = np.random.default_rng(0).integers(0, 256, (12, 4, 3, 3), np.uint8)
+    labels = np.arange(12, dtype=np.int32)
+    first = dataset_of(images, labels)
+    one_pixel, one_label = images.copy(), labels.copy()
+    one_pixel[5, 2, 1, 0] ^= 1
+    one_label[7] = 3
+    changes = [
+        {"train_images": one_pixel},
+        {"train_images": images[::-1]},
+        {"train_images": images.reshape(12, 3, 4, 3)},
+        {"train_images": images.view(np.int8)},
+        {"train_images": images[:11], "train_labels": labels[:11]},
+        {"train_labels": one_label},
+        {"test_images": one_pixel[5:6]},
+        {"test_labels": np.int32([1])},
+        {"mean": np.float32([0.5])},
+        {"std": np.float32([0.5])},
+    ]
+    others = [dataclasses.replace(first, **change).fingerprint() for change in changes]
+    assert len({first.fingerprint(), *others}) == 1 + len(changes)
+    assert all(len(digest) == 16 and int(digest, 16) >= 0 for digest in others)
+    strided = np.asfortranarray(images)
+    assert dataclasses.replace(first, train_images=strided).fingerprint() == first.fingerprint()
+
+
+def test_fingerprints_of_the_same_data_are_the_same(tmp_path, no_tensorflow_datasets):
+    fixed = dataset_of(np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3), [0, 1])
+    assert fixed.fingerprint() == "e1f56f9356e8fde3"
+    digests = set()
+    for kind in ("python", "binary"):
+        files = cifar_files("cifar10", kind, cifar_arrays("cifar10"))
+        write_cifar(tmp_path / kind, "cifar10", kind, files)
+        digests.add(data.load("cifar10", tmp_path / kind).fingerprint())
+    assert len(digests) == 1
+
+
+def test_a_fingerprint_is_computed_once(monkeypatch):
+    dataset = dataset_of(np.zeros((2, 2, 2, 3), np.uint8), [0, 1])
+    first = dataset.fingerprint()
+    monkeypatch.setattr("hashlib.blake2b", None)
+    assert dataset.fingerprint() == first
+
+
+# What is imported.
+
+
+def test_the_digits_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(DataError, match=r"digits needs sklearn.*: pip install -e '.\[examples\]'$"):
+        data.load("digits")
+
+
 def test_nothing_is_imported_before_it_is_needed():
     code = "import sys, experiments.data; print(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=EXAMPLES, capture_output=True, text=True, check=True
     )
-    heavy = {"grain", "jax", "requests", "sklearn", "tensorflow", "tensorflow_datasets"}
+    heavy = {"PIL", "grain", "jax", "requests", "sklearn", "tensorflow", "tensorflow_datasets"}
     assert not set(done.stdout.split()) & heavy

@@ -126,26 +126,6 @@ def without(monkeypatch, *modules):
     )
 
 
-@pytest.mark.parametrize("module", ["tensorflow_datasets", "grain", "importlib_resources"])
-def test_without_the_extra_to_read(monkeypatch, tmp_path, module):
-    without(monkeypatch, module)
-    with pytest.raises(DataError, match=rf"with {module}: pip install -e '.\[tfds\]'") as error:
-        data.load("cifar10", tmp_path)
-    assert one_line(error)
-
-
-def test_without_the_extra_to_prepare(monkeypatch, tmp_path):
-    without(monkeypatch, "tensorflow")
-    with pytest.raises(
-        DataError, match=r"takes TensorFlow: pip install -e '.\[prepare\]'"
-    ) as error:
-        data.load("cifar100", tmp_path)
-    assert one_line(error)
-    with pytest.raises(DataError, match="or give a folder with its IDX files") as error:
-        data.load("mnist", tmp_path)
-    assert one_line(error)
-
-
 def with_tensorflow(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
@@ -153,36 +133,90 @@ def with_tensorflow(monkeypatch):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "archive"),
-    [
-        ("cifar10", "cifar-10-binary.tar.gz"),
-        ("cifar100", "cifar-100-binary.tar.gz"),
-        ("fashion_mnist", "train-images-idx3-ubyte.gz"),
-    ],
-)
-def test_without_a_network(monkeypatch, tmp_path, name, archive):
+PACKAGES = ["PIL", "absl", "array_record", "grain", "importlib_resources", "tensorflow_datasets"]
+MESSAGES = {
+    "cifar10": "put cifar-10-python.tar.gz or cifar-10-binary.tar.gz there, to be read as is; or "
+    "let TensorFlow Datasets prepare it from the network or from cifar-10-binary.tar.gz in "
+    "downloads/manual there (pip install -e '.[prepare]') and read it (pip install -e '.[tfds]')",
+    "cifar100": "put cifar-100-python.tar.gz or cifar-100-binary.tar.gz there, to be read as is; "
+    "or let TensorFlow Datasets prepare it from the network or from cifar-100-binary.tar.gz in "
+    "downloads/manual there (pip install -e '.[prepare]') and read it (pip install -e '.[tfds]')",
+    **dict.fromkeys(
+        ("mnist", "fashion_mnist"),
+        "put train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz, "
+        "t10k-labels-idx1-ubyte.gz there, to be read as is; or let TensorFlow Datasets prepare it "
+        "from the network or from the same files in downloads/manual there "
+        "(pip install -e '.[prepare]') and read it (pip install -e '.[tfds]')",
+    ),
+    "imagenet2012": "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into "
+    "downloads/manual there, and let TensorFlow Datasets prepare it "
+    "(pip install -e '.[prepare]') and read it (pip install -e '.[tfds]')",
+}
+
+
+@pytest.mark.parametrize("extras", ["none", "tfds", "prepare"])
+@pytest.mark.parametrize("name", MESSAGES)
+def test_what_is_absent_whatever_is_installed(monkeypatch, tmp_path, name, extras):
     def unreachable(*args, **kwargs):
         raise requests.ConnectionError("name resolution failed\nfor good")
 
-    with_tensorflow(monkeypatch)
     monkeypatch.setattr(requests, "head", unreachable)
-    with pytest.raises(DataError, match="there is no network") as error:
+    if extras == "prepare":
+        with_tensorflow(monkeypatch)
+    else:
+        without(monkeypatch, "tensorflow", *(PACKAGES if extras == "none" else ()))
+    with pytest.raises(DataError) as empty:
         data.load(name, tmp_path)
-    assert archive in str(error.value)
-    assert f"into {tmp_path}/downloads/manual" in str(error.value)
-    assert one_line(error)
+    # Neither an unfinished preparation nor one archive of two makes a difference.
+    (tmp_path / name / "unfinished").mkdir(parents=True)
+    (tmp_path / "downloads/manual").mkdir(parents=True)
+    (tmp_path / "downloads/manual" / archives.ARCHIVES["imagenet2012"][0]).touch()
+    with pytest.raises(DataError) as almost_empty:
+        data.load(name, tmp_path)
+    message = f"{name} is not in {tmp_path}: {MESSAGES[name]}"
+    assert str(empty.value) == str(almost_empty.value) == message
 
 
-def test_imagenet_is_fetched_by_hand(monkeypatch, tmp_path):
+def test_imagenet_is_not_downloaded(monkeypatch, tmp_path):
     with_tensorflow(monkeypatch)
-    by_hand = tmp_path / "downloads/manual"
-    with pytest.raises(DataError, match=r"put ILSVRC2012_img_train\.tar and ILSVRC2012_img_val"):
+    monkeypatch.setattr(archives, "_reachable", lambda url: True)
+    with pytest.raises(DataError, match=r"^imagenet2012 is not in "):
         data.load("imagenet", tmp_path)
-    by_hand.mkdir(parents=True)
-    (by_hand / "ILSVRC2012_img_train.tar").touch()
-    with pytest.raises(DataError, match=f"put ILSVRC2012_img_val.tar into {by_hand}"):
+
+
+def test_another_version_is_not_the_data_set(monkeypatch, tmp_path):
+    (tmp_path / "cifar10/1.0.0").mkdir(parents=True)
+    (tmp_path / "cifar10/1.0.0/dataset_info.json").write_text("{}")
+    without(monkeypatch, "tensorflow")
+    monkeypatch.setattr(archives, "_reachable", lambda url: True)
+    with pytest.raises(DataError, match=r"^cifar10 is not in "):
+        data.load("cifar10", tmp_path)
+
+
+def test_the_default_folder(monkeypatch, tmp_path):
+    without(monkeypatch, "tensorflow")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    with pytest.raises(DataError, match=f"^cifar10 is not in {tmp_path}/tensorflow_datasets: "):
+        data.load("cifar10")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_the_archives_are_those_that_would_be_downloaded(name):
+    downloads = tfds.builder_cls(name).url_infos
+    names = {info.filename or Path(url).name for url, info in downloads.items()}
+    assert set(archives.ARCHIVES[name]) == names
+
+
+@pytest.mark.parametrize("module", PACKAGES)
+def test_without_a_package_to_read(monkeypatch, tmp_path, module):
+    examples = [{**example, "file_name": ""} for example in pictures(1)]
+    write_prepared(tmp_path, "imagenet2012", {"train": examples, "validation": examples})
+    without(monkeypatch, module)
+    with pytest.raises(DataError) as error:
         data.load("imagenet", tmp_path)
+    assert str(error.value) == f"imagenet2012 needs {module}: pip install -e '.[tfds]'"
 
 
 def test_a_preparation_that_fails_is_one_line(monkeypatch, tmp_path):
@@ -275,7 +309,7 @@ def test_a_stream_of_training_batches():
     labels = np.concatenate([labels for _, labels in run]).reshape(4, 6)
     assert all(set(labels[n]) == set(range(6)) for n in range(4))
     assert len({tuple(order) for order in labels}) > 1
-    # Blue tells which image it is; the same image is cropped anew each time.
+    # Blue tells which image it is; the same image is cropped differently each time.
     images = np.concatenate([images for images, _ in run])
     np.testing.assert_allclose(images[..., 2].mean(axis=(1, 2)), 9 * labels.ravel(), atol=2)
     assert len({image.tobytes() for image in images}) == 24
@@ -312,6 +346,40 @@ def test_every_test_image_once():
     np.testing.assert_allclose(green[[0, -1]], 255 * np.array([1, 15]) / 16, atol=2)
     np.testing.assert_allclose(np.ptp(red), np.ptp(green) * height / width, atol=2)
     np.testing.assert_allclose(red.mean(), 127.5, atol=2)
+
+
+@pytest.mark.parametrize(
+    ("module", "use"),
+    [
+        ("PIL", lambda images: stream.centre_crop(images.test[0])),
+        ("grain", lambda images: next(images.train_batches(0, 1))),
+        ("grain", lambda images: next(images.test_batches(1))),
+    ],
+)
+def test_a_stream_without_a_package(monkeypatch, module, use):
+    images = stream_of(pictures(1))
+    without(monkeypatch, module)
+    with pytest.raises(DataError, match=rf"needs {module}: pip install -e '.\[tfds\]'$"):
+        use(images)
+
+
+def test_fingerprints_of_streams():
+    examples = pictures(4)
+    digest = stream_of(examples).fingerprint()
+    assert digest == stream_of(examples).fingerprint()
+    assert len(digest) == 16
+    other_label, other_image = {**examples[0], "label": 9}, {**examples[0], "image": b"other"}
+    changed = [
+        stream_of(examples[1:]),
+        stream_of([other_label, *examples[1:]]),
+        stream_of([other_image, *examples[1:]]),
+        stream_of([*examples[:3], other_image]),
+        stream_of([examples[0], *examples]),
+        dataclasses.replace(stream_of(examples), test=[*examples[:3], other_label]),
+        dataclasses.replace(stream_of(examples), name="another"),
+        stream_of([]),
+    ]
+    assert len({digest, *(other.fingerprint() for other in changed)}) == 1 + len(changed)
 
 
 def test_random_boxes():
@@ -363,6 +431,7 @@ def test_worker_processes_read_what_is_prepared(tmp_path):
     write_prepared(tmp_path, "imagenet2012", {"train": examples, "validation": examples[:3]})
     stream = data.load("ImageNet", tmp_path)
     assert (stream.classes, stream.train_size, stream.test_size) == (1000, 7, 3)
+    assert stream.fingerprint() == dataclasses.replace(stream, train=examples).fingerprint()
     np.testing.assert_allclose(stream.std / 255, [0.229, 0.224, 0.225], rtol=1e-6)
     run = take(dataclasses.replace(stream, workers=0).train_batches(0, 3), 5)
     in_workers = dataclasses.replace(stream, workers=2).train_batches(0, 3, start_step=1)

@@ -1,34 +1,33 @@
 """The data sets of the examples, by name: in memory, or as a stream.
 
-`load` returns a `Dataset`, whose images are in memory as they were taken, or for
-ImageNet a `Stream`, which decodes them in worker processes. Both say how their pixels are
-standardised, which is part of the compiled step, as is the augmentation of small images
-(`data.augment`). What only some data sets need is imported when one of them is asked for.
+`load` returns a `Dataset`, whose raw images are in memory, or for ImageNet a `Stream`, which
+decodes them in worker processes. Standardising pixels is part of the compiled step, as is the
+augmentation of small images (`data.augment`). Optional packages are imported on use.
 """
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from . import small
 from .batches import batches
 from .dataset import Data, DataError, Dataset
-from .small import cifar, digits, mnist
 from .stream import Stream, imagenet
 
 __all__ = ["DATASETS", "Data", "DataError", "Dataset", "Stream", "batches", "find", "load"]
 
 DATASETS: dict[str, Callable[[Path | None], Data]] = {
-    "digits": digits,
-    "mnist": partial(mnist, "mnist"),
-    "fashion_mnist": partial(mnist, "fashion_mnist"),
-    "cifar10": partial(cifar, "cifar10"),
-    "cifar100": partial(cifar, "cifar100"),
+    "digits": small.digits,
+    "mnist": partial(small.mnist, "mnist"),
+    "fashion_mnist": partial(small.mnist, "fashion_mnist"),
+    "cifar10": partial(small.cifar, "cifar10"),
+    "cifar100": partial(small.cifar, "cifar100"),
     "imagenet2012": imagenet,
 }
 
 
 def find(name: str) -> str:
-    """A data set's name as it is in `DATASETS`, for `CIFAR-10`, `FashionMNIST` or `ImageNet`.
+    """The key in `DATASETS` of a name in any spelling: `CIFAR-10`, `FashionMNIST`, `ImageNet`.
 
     Raises:
       DataError: if there is no such data set.
@@ -44,12 +43,11 @@ def load(name: str, folder: Path | None = None) -> Data:
 
     Args:
       name: of the data set.
-      folder: where its files are: IDX files, or the folder in which TensorFlow Datasets
-        keeps what it prepared (by default the one it has in the home folder). The digits
-        take none.
+      folder: with IDX files, with CIFAR's archives, or with what TensorFlow Datasets
+        prepared; by default `~/tensorflow_datasets`. The digits take no folder.
 
     Raises:
-      DataError: if it is not there, or is not what it should be.
+      DataError: if there is no such data set, or it is missing, unreadable or invalid.
     """
     return DATASETS[find(name)](folder)
 

@@ -1,39 +1,60 @@
 """Data sets through TensorFlow Datasets: prepared once with TensorFlow, read without it.
 
-What is prepared are array_record files, one record an example. Where there is no network,
-the archive that would be downloaded is taken from `downloads/manual` in the same folder.
+They are prepared as array_record files, one record for each example. Where there is no
+network, the archive that would be downloaded is taken from the subfolder `downloads/manual`.
 """
 
+import importlib
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from . import cifar, idx
+from .access import errors_as, imports, names_in
 from .dataset import DataError
 
-TO_READ = "pip install -e '.[tfds]'"
-TO_PREPARE = "pip install -e '.[prepare]'"
+# What TensorFlow Datasets prepares, and what is read without it.
+ARCHIVES = {
+    "mnist": idx.PUBLISHED,
+    "fashion_mnist": idx.PUBLISHED,
+    "cifar10": ("cifar-10-binary.tar.gz",),
+    "cifar100": ("cifar-100-binary.tar.gz",),
+    "imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
+}
+AS_IS = {
+    **dict.fromkeys(("mnist", "fashion_mnist"), ", ".join(idx.PUBLISHED)),
+    **{
+        name: " or ".join(archive.file for archive in archives)
+        for name, archives in cifar.ARCHIVES.items()
+    },
+}
+BY_HAND_ONLY = {"imagenet2012"}  # Its owners require a registration.
+# Packages of the extra `tfds`, and what the extra `prepare` adds.
+TO_READ = ("absl", "array_record", "grain", "importlib_resources", "PIL", "tensorflow_datasets")
+TO_PREPARE = (*TO_READ, "tensorflow")
 READ_BATCH = 500
-# What has to be fetched by hand, network or not: its owners ask who wants it.
-BY_HAND_ONLY = {"imagenet2012": ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"]}
 NETWORK_SECONDS = 10
 
 
-def read(name: str, folder: Path | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Images and labels of `train` and `test`, whole and in memory."""
-    splits = sources(name, folder)
-    with _errors_as(f"{name} cannot be read"):
+def read(name: str, root: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images and labels of `train` and `test`, whole and in memory.
+
+    Raises:
+      DataError: as `sources` does.
+    """
+    splits = sources(name, root)
+    with errors_as(f"{name} cannot be read"):
         return {split: _in_memory(source) for split, source in splits.items()}
 
 
 def sources(
     name: str,
-    folder: Path | None,
+    root: Path,
     splits: Sequence[str] = ("train", "test"),
     decoded: bool = True,
 ) -> dict[str, Sequence[dict[str, Any]]]:
@@ -41,59 +62,74 @@ def sources(
 
     Args:
       name: of the data set.
-      folder: in which prepared data sets are kept, each in a folder of its own; None for
-        TensorFlow Datasets' default.
+      root: the folder with prepared data sets, each in a folder of its own.
       splits: which.
       decoded: whether `image` is an array, or the bytes of the image file.
 
     Returns:
-      For each split its examples, to be had by index: `image`, `label` and more.
+      For each split its examples, by index: `image`, `label` and more.
 
     Raises:
-      DataError: if it cannot be prepared or read; the message says what is missing.
+      DataError: if the data set is absent, or cannot be prepared or read.
     """
+    prepared = any(
+        "dataset_info.json" in names_in(root / name / version) for version in names_in(root / name)
+    )
+    if not (prepared or _can_prepare()):
+        raise absent(name, root)
     tfds = _tensorflow_datasets(name)
-    if folder is not None and not folder.is_dir():
-        raise DataError(f"there is no folder {folder}")
-    with _errors_as(f"{name} cannot be read"):
-        builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+    with errors_as(f"{name} cannot be read"):
+        builder = tfds.builder(name, data_dir=root, file_format="array_record")
     if not builder.is_prepared():
-        _prepare(builder)
+        _prepare(builder, root)
     decoders = None if decoded else {"image": tfds.decode.SkipDecoding()}
-    with _errors_as(f"{builder.data_path} cannot be read"):
+    with errors_as(f"{builder.data_path} cannot be read"):
         return {split: builder.as_data_source(split, decoders=decoders) for split in splits}
 
 
+def absent(name: str, root: Path) -> DataError:
+    """The error for a data set that is not there: one line with every way to provide it."""
+    archives = " and ".join(ARCHIVES[name])
+    if name in BY_HAND_ONLY:
+        ways = f"put {archives} into downloads/manual there, and let TensorFlow Datasets prepare it"
+    else:
+        source = archives if len(ARCHIVES[name]) == 1 else "the same files"
+        ways = (
+            f"put {AS_IS[name]} there, to be read as is; or let TensorFlow Datasets prepare it "
+            f"from the network or from {source} in downloads/manual there"
+        )
+    return DataError(
+        f"{name} is not in {root}: {ways} (pip install -e '.[prepare]') "
+        "and read it (pip install -e '.[tfds]')"
+    )
+
+
+def _can_prepare() -> bool:
+    return all(importlib.util.find_spec(package) for package in TO_PREPARE)
+
+
 def _tensorflow_datasets(name: str) -> ModuleType:
-    try:
+    with imports(name, "tfds"):
         # Both TensorFlow Datasets and Grain take seconds to import.
-        import array_record  # noqa: F401
-        import grain  # noqa: F401
-        import importlib_resources  # noqa: F401
+        for package in TO_READ:
+            importlib.import_module(package)
         import tensorflow_datasets as tfds
         from absl import logging
-    except ImportError as error:
-        raise DataError(f"{name} is read with {error.name}: {TO_READ}") from error
     logging.set_verbosity(logging.ERROR)
     return tfds
 
 
-def _prepare(builder: Any) -> None:
-    """Downloads a data set, or takes its archive from where it was put, and converts it."""
-    name, root = builder.name, builder.data_path.parents[1]
+def _prepare(builder: Any, root: Path) -> None:
+    """Converts a data set from its archives, which are downloaded unless they were put there."""
     by_hand = root / "downloads" / "manual"
-    if importlib.util.find_spec("tensorflow") is None:
-        raise DataError(f"{name} is not in {root}, and preparing it takes TensorFlow: {TO_PREPARE}")
+    missing = set(ARCHIVES[builder.name]) - names_in(by_hand)
+    url = next(iter(builder.url_infos))
+    downloadable = builder.name not in BY_HAND_ONLY
+    if not _can_prepare() or (missing and not (downloadable and _reachable(url))):
+        raise absent(builder.name, root)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    downloads = {info.filename: url for url, info in builder.url_infos.items()}
-    needed = BY_HAND_ONLY.get(name, list(downloads))
-    missing = [file for file in needed if not (by_hand / file).exists()]
-    if name in BY_HAND_ONLY and missing:
-        raise DataError(f"{name} cannot be downloaded: put {_list(missing)} into {by_hand}")
-    if missing and not _reachable(downloads[missing[0]]):
-        raise DataError(f"there is no network for {name}: put {_list(missing)} into {by_hand}")
-    where = f"{_list(needed)}, which may be put into {by_hand}"
-    with _errors_as(f"{name} could not be prepared from {where}"):
+    archives = " and ".join(ARCHIVES[builder.name])
+    with errors_as(f"{builder.name} could not be prepared from {archives} ({by_hand})"):
         builder.download_and_prepare()
 
 
@@ -119,17 +155,3 @@ def _in_memory(source: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray
     )
     images, labels = zip(*batches, strict=True)
     return np.concatenate(images), np.concatenate(labels)
-
-
-def _list(files: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(files[:-1]), files[-1]]))
-
-
-@contextmanager
-def _errors_as(what: str) -> Iterator[None]:
-    """Turns an error of any type, as TensorFlow Datasets and Grain raise them, into one line."""
-    try:
-        yield
-    except Exception as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{what}: {line}") from error

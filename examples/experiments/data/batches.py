@@ -6,16 +6,16 @@ import numpy as np
 
 
 def batches(seed: int, examples: int, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:
-    """Indices of one batch after the other, in a new order for each pass over the data.
+    """Batches of indices without end, in a new order in every epoch.
 
-    The few examples at the end of a pass that do not fill a batch are left out of it.
+    The last examples of an epoch, which do not fill a batch, are left out.
 
     Args:
       seed: of the orders.
-      examples: how many there are.
-      batch_size: how many make a batch.
-      start: how many batches to pass over; the others are those that follow them, so that
-        an interrupted run can go on. A pass over all data takes a millisecond.
+      examples: number of examples.
+      batch_size: number of examples per batch.
+      start: number of batches to skip, so that a run can be resumed. Skipping an epoch
+        takes about a millisecond.
 
     Raises:
       ValueError: if the examples do not fill a batch.
@@ -23,8 +23,8 @@ def batches(seed: int, examples: int, batch_size: int, start: int = 0) -> Iterat
     if not 0 < batch_size <= examples:
         raise ValueError(f"batch_size must be from 1 to {examples}, got {batch_size}")
     rng = np.random.default_rng(seed)
-    passes, first = divmod(start, examples // batch_size)
-    for _ in range(passes):
+    epochs, first = divmod(start, examples // batch_size)
+    for _ in range(epochs):
         rng.permutation(examples)
     while True:
         order = rng.permutation(examples)

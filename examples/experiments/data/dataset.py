@@ -1,14 +1,17 @@
-"""What a data set is: images as they were taken, labels, and how to standardise pixels."""
+"""What a data set is: raw images, labels, and how to standardise pixels."""
 
+import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from .batches import batches
 
-# So many images at a time are evaluated.
+# Largest number of images that are evaluated at a time, before rounding up to the devices.
 EVAL_BATCH = 2_000
 
 # Indices of images in memory, or images with their labels.
@@ -16,22 +19,22 @@ Batch = Any
 
 
 class DataError(Exception):
-    """A data set that is not where it should be, or not what it should be."""
+    """A data set that is missing, unreadable or invalid; the message is one line."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)  # Told apart by identity, as arrays are in it.
-class Data:
+@dataclass(frozen=True, eq=False, kw_only=True)  # Compared by identity: it holds arrays.
+class Data(ABC):
     """A data set, in memory (`Dataset`) or not (`Stream`).
 
-    Either has `image_shape`, `train_size`, `test_size`, `pool`, `train_batches` and
-    `eval_batches`, so that training asks for no more.
+    Both have `image_shape`, `train_size`, `test_size`, `pool`, `train_batches` and
+    `eval_batches`, which is all that training needs.
 
     Attributes:
-      name: as in `data.DATASETS`.
+      name: its key in `data.DATASETS`.
       classes: number of classes.
       mean: float32 of shape (channels,) or (1,), in units of the raw pixels.
       std: like `mean`, the standard deviation.
-      white: the largest value that a raw pixel can have.
+      white: the largest possible value of a raw pixel.
       augmented: whether training images are cropped and flipped at random in the compiled step.
     """
 
@@ -42,14 +45,18 @@ class Data:
     white: float = 255.0
     augmented: bool = False
 
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits by which a resumed run notices that its data have changed."""
+
     def standardise(self, images: Any, input_norm: bool = True) -> Any:
-        """Raw images as a network takes them, in float32.
+        """Raw images as float32 inputs of a network.
 
         Args:
-          images: of shape (..., height, width, channels); a JAX array, traced or not, or
-            one of NumPy. So is the result.
-          input_norm: if true, the mean is subtracted and the result divided by the
-            standard deviation; if false, pixels are only scaled to between 0 and 1.
+          images: a JAX array, traced or not, or a NumPy array, of shape
+            (..., height, width, channels). The result is of the same kind.
+          input_norm: whether to subtract the mean and divide by the standard deviation;
+            otherwise pixels are only scaled to between 0 and 1.
         """
         pixels = images.astype(np.float32)
         return (pixels - self.mean) / self.std if input_norm else pixels / np.float32(self.white)
@@ -57,12 +64,12 @@ class Data:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset(Data):
-    """Images to train and to test on in memory, and the labels of both.
+    """Training and test images in memory, with their labels.
 
     Attributes:
-      train_images: of shape (examples, height, width, channels), as they were taken:
-        uint8, or float32 from 0 to 16 for the digits.
-      train_labels: int32 of shape (examples,), classes counted from 0.
+      train_images: raw images of shape (examples, height, width, channels): uint8, or
+        float32 from 0 to 16 for the digits.
+      train_labels: int32 of shape (examples,), with classes from 0.
       test_images: like `train_images`.
       test_labels: like `train_labels`.
     """
@@ -88,22 +95,22 @@ class Dataset(Data):
         return len(self.test_images)
 
     def pool(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of `train` or `test`, which batches name by index."""
+        """Images and labels of `train` or `test`, into which batches are indices."""
         if split == "train":
             return self.train_images, self.train_labels
         return self.test_images, self.test_labels
 
     def train_batches(self, seed: int, batch_size: int, start_step: int = 0) -> Iterator[Batch]:
-        """Indices of one batch after the other, without end; see `batches`."""
+        """Batches of indices, without end; see `batches`."""
         return batches(seed, self.train_size, batch_size, start_step)
 
     def eval_batches(
         self, split: str, size: int, devices: int
     ) -> Iterator[tuple[Batch, np.ndarray]]:
-        """The first images of a split, in batches of one size that so many devices can share.
+        """The first images of a split, in batches of equal size, a multiple of the devices.
 
         Yields:
-          Indices, and which of them count: the last batch may be filled up.
+          Indices, and a mask of those that count: the last batch may be padded.
         """
         del split  # Indices are the same in both.
         batch_size = -(-min(EVAL_BATCH, size) // devices) * devices
@@ -111,19 +118,31 @@ class Dataset(Data):
             indices = np.arange(start, start + batch_size, dtype=np.int32)
             yield np.minimum(indices, size - 1), indices < size
 
-    def with_training_images(self, n: int) -> "Dataset":
-        """The same with n of the training images, each class with its share of them.
+    def fingerprint(self) -> str:
+        """Digest of all images and labels, mean and standard deviation; computed once."""
+        return self._digest
 
-        The choice is fixed, and a smaller one is part of every larger one. Mean and
-        standard deviation stay those of the whole data set.
+    @cached_property
+    def _digest(self) -> str:
+        digest = hashlib.blake2b(digest_size=8)
+        for array in (*self.pool("train"), *self.pool("test"), self.mean, self.std):
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        return digest.hexdigest()
+
+    def with_training_images(self, n: int) -> "Dataset":
+        """The same data set with n of the training images, stratified by class.
+
+        The choice is fixed, and every smaller choice is a subset of every larger one. Mean
+        and standard deviation remain those of the whole data set.
 
         Raises:
-          DataError: if there are not so many, or if a class would be left without any.
+          DataError: if there are fewer than n, or if a class would have none.
         """
         labels = self.train_labels
         by_class = np.argsort(labels, kind="stable")
         sizes = np.bincount(labels, minlength=self.classes)
-        # In which place an image comes within its class, as a fraction of the class.
+        # An image's place within its class, as a fraction of the class.
         place = np.empty(len(labels))
         place[by_class] = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
         chosen = np.sort(np.argsort(place, kind="stable")[: max(n, 0)])

@@ -1,28 +1,40 @@
 """Folders of IDX files, the format in which MNIST and Fashion-MNIST are published."""
 
 import gzip
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from .access import errors_as, names_in
 from .dataset import DataError
 
 PREFIXES = {"train": "train", "test": "t10k"}
 DIMENSIONS = {"images": 3, "labels": 1}
+PUBLISHED = tuple(
+    f"{prefix}-{kind}-idx{dimensions}-ubyte.gz"
+    for prefix in PREFIXES.values()
+    for kind, dimensions in DIMENSIONS.items()
+)
 
 
 def has_idx(folder: Path) -> bool:
-    """Whether the folder has any IDX file."""
-    return any(folder.glob("*-ubyte")) or any(folder.glob("*-ubyte.gz"))
+    """Whether the folder has any IDX file.
+
+    Raises:
+      DataError: if it may not be read.
+    """
+    return any(name.endswith(("-ubyte", "-ubyte.gz")) for name in names_in(folder))
 
 
-def read_folder(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def read_idx_folder(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Images and labels of both splits, from four IDX files, gzipped or not.
 
     Returns:
       For `train` and for `test` uint8 images of shape (examples, height, width, 1), and
       labels of shape (examples,) from 0 to 9.
+
+    Raises:
+      DataError: if a file is missing, damaged, or not what its name says.
     """
     parts = {}
     for split in PREFIXES:
@@ -46,13 +58,16 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """The array in an IDX file of unsigned bytes.
 
     Two zero bytes, the type (8 for unsigned bytes) and the number of dimensions; then
-    each dimension as a big-endian 32-bit number; then the bytes, last dimension first.
+    each dimension as a big-endian 32-bit number; then the bytes, in row-major order.
+
+    Raises:
+      DataError: if it cannot be read, or is not such a file.
     """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    with (
+        errors_as(f"{path} cannot be read"),
+        gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file,
+    ):
+        content = file.read()
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes([0, 0, 8, dimensions]):
         plural = "dimension" if dimensions == 1 else "dimensions"
@@ -67,10 +82,11 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def _place(folder: Path, split: str, kind: str) -> Path:
-    """Where one of the files is, gzipped or not; some tools unpack them with a dot before idx."""
+    """Path of one of the files, gzipped or not; some tools unpack them with a dot before idx."""
     names = [f"{PREFIXES[split]}-{kind}{mark}idx{DIMENSIONS[kind]}-ubyte" for mark in ("-", ".")]
+    there = names_in(folder)
     for name in names:
-        for path in (folder / f"{name}.gz", folder / name):
-            if path.exists():
-                return path
+        for file in (f"{name}.gz", name):
+            if file in there:
+                return folder / file
     raise DataError(f"{folder} has no {' or '.join(names)}, gzipped or not")

@@ -1,11 +1,14 @@
-"""The data sets that are small enough to be in memory."""
+"""The data sets that are small enough to be held in memory."""
 
 from pathlib import Path
 
 import numpy as np
 
-from . import archives, idx
+from . import archives
+from .access import imports, root_of
+from .cifar import read_cifar
 from .dataset import DataError, Dataset
+from .idx import has_idx, read_idx_folder
 
 DIGITS_TRAIN = 600
 DIGITS_WHITE = 16.0
@@ -23,13 +26,15 @@ def digits(folder: Path | None) -> Dataset:
 
     The split is the same in every run, with each digit's share alike in both parts. Only
     a third is for training, so that a comparison has errors to count.
-    """
-    # Here, for the worker processes of other data sets need no scikit-learn.
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
+    Raises:
+      DataError: if a folder is given, or scikit-learn is not installed.
+    """
     if folder is not None:
         raise DataError("the digits come with scikit-learn and take no data folder")
+    with imports("digits", "examples"):
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
     bunch = load_digits()
     train_images, test_images, train_labels, test_labels = train_test_split(
         np.float32(bunch.images[..., None]),
@@ -43,19 +48,23 @@ def digits(folder: Path | None) -> Dataset:
 
 
 def mnist(name: str, folder: Path | None) -> Dataset:
-    """MNIST or Fashion-MNIST: from a folder of IDX files, else through TensorFlow Datasets."""
-    if folder is not None and not folder.is_dir():
-        raise DataError(f"there is no folder {folder}")
-    if folder is not None and idx.has_idx(folder):
-        return _with_own_statistics(name, idx.read_folder(folder))
-    try:
-        return _with_own_statistics(name, archives.read(name, folder))
-    except DataError as error:
-        raise DataError(f"{error}; or give a folder with its IDX files") from error
+    """MNIST or Fashion-MNIST: from a folder of IDX files, else through TensorFlow Datasets.
+
+    Raises:
+      DataError: if there is neither, or what is there cannot be read.
+    """
+    root = root_of(folder)
+    parts = read_idx_folder(root) if has_idx(root) else archives.read(name, root)
+    return _with_own_statistics(name, parts)
 
 
 def cifar(name: str, folder: Path | None) -> Dataset:
-    """CIFAR-10 or CIFAR-100, through TensorFlow Datasets."""
+    """CIFAR-10 or CIFAR-100: from its archive, else through TensorFlow Datasets.
+
+    Raises:
+      DataError: if there is neither, or what is there cannot be read.
+    """
+    root = root_of(folder)
     mean, std, classes = CIFAR[name]
     return Dataset(
         name=name,
@@ -63,14 +72,14 @@ def cifar(name: str, folder: Path | None) -> Dataset:
         mean=np.float32(mean) * np.float32(255),
         std=np.float32(std) * np.float32(255),
         augmented=True,
-        **_arrays(archives.read(name, folder)),
+        **_arrays(read_cifar(name, root, classes) or archives.read(name, root)),
     )
 
 
 def _with_own_statistics(
     name: str, parts: dict[str, tuple[np.ndarray, np.ndarray]], white: float = 255.0
 ) -> Dataset:
-    """Ten classes, and one mean and one deviation, those of all training pixels."""
+    """Ten classes, standardised by the mean and standard deviation of all training pixels."""
     pixels = np.float32(parts["train"][0])
     return Dataset(
         name=name,

@@ -1,25 +1,31 @@
-"""ImageNet: too large for memory, so read, decoded and cropped in worker processes."""
+"""ImageNet, too large for memory: worker processes read, decode and crop its images."""
 
+import hashlib
 import io
 import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from . import archives
+from .access import errors_as, imports, root_of
 from .dataset import EVAL_BATCH, Data, DataError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from PIL import Image
 
 SIZE = 224
 TEST_SHORTER_SIDE = 256
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# A random crop has such a part of the image's area, and such a ratio of width to height.
+# Ranges of a random crop's share of the image's area and of its ratio of width to height.
 AREAS = (0.08, 1.0)
 RATIOS = (3 / 4, 4 / 3)
 TRIES = 10
@@ -32,11 +38,10 @@ class Stream(Data):
     """Images that are decoded as they are needed, in worker processes.
 
     Attributes:
-      train: the examples to train on, by index: `image`, the bytes of an image file, and
-        `label`.
-      test: those to test on.
+      train: the training examples by index: `image`, the bytes of an image file, and `label`.
+      test: the test examples.
       workers: number of worker processes; with 0 the calling process does their work. A
-        program that has any needs the usual `if __name__ == "__main__"`.
+        program with workers needs the usual `if __name__ == "__main__"`.
     """
 
     train: Sequence[dict[str, Any]]
@@ -63,8 +68,26 @@ class Stream(Data):
         del split
         return ()
 
+    def fingerprint(self) -> str:
+        """Digest of the name, the numbers of examples, and each split's first and last example.
+
+        It does not cover the other examples: reading all of ImageNet takes too long.
+
+        Raises:
+          DataError: if an example cannot be read.
+        """
+        digest = hashlib.blake2b(self.name.encode(), digest_size=8)
+        for source in (self.train, self.test):
+            digest.update(f" {len(source)}".encode())
+            for i in (0, -1) if len(source) else ():
+                with errors_as(f"{self.name} cannot be read"):
+                    example = source[i % len(source)]
+                digest.update(f" {example['label']} {len(example['image'])} ".encode())
+                digest.update(example["image"])
+        return digest.hexdigest()
+
     def with_training_images(self, n: int) -> "Stream":
-        """Refused.
+        """Not supported.
 
         Raises:
           DataError: always.
@@ -74,12 +97,12 @@ class Stream(Data):
     def eval_batches(
         self, split: str, size: int, devices: int
     ) -> Iterator[tuple[Batch, np.ndarray]]:
-        """The test images, in batches of one size that so many devices can share.
+        """The test images, in batches of equal size, a multiple of the number of devices.
 
         Yields:
-          Images and labels, and which of them count: the last batch may be filled up.
+          Images and labels, and a mask of those that count: the last batch may be padded.
         """
-        del split  # There is no other that is evaluated.
+        del split  # Only `test` is evaluated.
         batch_size = -(-min(EVAL_BATCH // 10, size) // devices) * devices
         for images, labels in self.test_batches(batch_size):
             missing = batch_size - len(labels)
@@ -96,25 +119,27 @@ class Stream(Data):
         process_index: int = 0,
         process_count: int = 1,
     ) -> Iterator[Batch]:
-        """Batches without end, each image once in every pass, randomly cropped and flipped.
+        """Batches without end: each image once per epoch, randomly cropped and flipped.
 
-        An image's order, crop and flip depend on the seed and on its position alone, so
-        that the batches from `start_step` on are those of a run that was not interrupted,
-        with any number of workers. A batch may begin in one pass and end in the next.
+        The order, crops and flips depend only on the seed and on the position in the
+        stream, whatever the number of workers, so a resumed run gets the batches of an
+        uninterrupted one. A batch may span two epochs.
 
         Args:
-          seed: of order, crops and flips.
-          batch_size: images in a batch of this process.
-          start_step: how many batches to pass over, at no cost.
-          process_index: which of the processes this is; it has every `process_count`-th
-            image from this one on for its own.
-          process_count: how many processes train together.
+          seed: of the order, crops and flips.
+          batch_size: number of images per batch and process.
+          start_step: number of batches to skip, at no cost.
+          process_index: index of this process, which reads every `process_count`-th image,
+            starting at this index.
+          process_count: number of processes that train together.
 
         Yields:
           uint8 images of shape (batch_size, 224, 224, 3), and int32 labels.
-        """
-        import grain
 
+        Raises:
+          DataError: if Grain is not installed.
+        """
+        grain = _grain()
         # Processes with the same seed would crop their images alike.
         own_seed = int(np.random.SeedSequence([seed, process_index]).generate_state(1)[0])
         examples = (
@@ -130,30 +155,31 @@ class Stream(Data):
     def test_batches(
         self, batch_size: int, process_index: int = 0, process_count: int = 1
     ) -> Iterator[Batch]:
-        """Every test image of this process once, in order, its middle cut out.
+        """The centre crop of every test image of this process, once and in order.
 
         Args:
-          batch_size: images in a batch of this process; the last may have fewer. There is
-            no padding, and nothing is left out.
+          batch_size: number of images per batch and process; the last batch may have fewer.
           process_index: as in `train_batches`.
-          process_count: as in `train_batches`. Where it does not divide the number of
-            images, some processes have one more than others.
+          process_count: as in `train_batches`. If it does not divide the number of images,
+            some processes have one more than others.
 
         Yields:
           uint8 images of shape (at most batch_size, 224, 224, 3), and int32 labels.
-        """
-        import grain
 
+        Raises:
+          DataError: if Grain is not installed.
+        """
+        grain = _grain()
         examples = grain.MapDataset.source(self.test)[process_index::process_count]
         return self._decoded(examples.map(centre_crop).batch(batch_size))
 
     def _decoded(self, batches: Any) -> Iterator[Batch]:
-        import grain
-        from absl import flags
+        from absl import flags  # Grain depends on it.
 
+        grain = _grain()
         if self.workers and not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Without it Grain's workers do not start.
-        # A worker makes whole batches, alone: the order is the same for any number of them.
+        # Each worker makes whole batches, so the order is the same for any number of workers.
         reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         workers = grain.multiprocessing.MultiprocessingOptions(
             num_workers=self.workers, per_worker_buffer_size=2
@@ -162,8 +188,14 @@ class Stream(Data):
 
 
 def imagenet(folder: Path | None) -> Stream:
-    """ImageNet's 1,000 classes of 2012, through TensorFlow Datasets; validated on to test."""
-    splits = archives.sources("imagenet2012", folder, ("train", "validation"), decoded=False)
+    """ImageNet 2012 through TensorFlow Datasets, with its validation split as the test split.
+
+    Raises:
+      DataError: if it is not there, or cannot be read.
+    """
+    splits = archives.sources(
+        "imagenet2012", root_of(folder), ("train", "validation"), decoded=False
+    )
     return Stream(
         name="imagenet2012",
         classes=1000,
@@ -176,9 +208,13 @@ def imagenet(folder: Path | None) -> Stream:
 
 
 def random_crop(example: dict[str, Any], rng: np.random.Generator) -> tuple[np.ndarray, np.int32]:
-    """A random part of the image, brought to size, and half of the time flipped."""
+    """A random crop of the image, resized to 224×224, and flipped half of the time.
+
+    Raises:
+      DataError: if Pillow is not installed.
+    """
     image = _opened(example["image"])
-    image = image.crop(random_box(*image.size, rng)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    image = _resized(image.crop(random_box(*image.size, rng)), (SIZE, SIZE))
     pixels = np.asarray(image)
     return pixels[:, ::-1] if rng.random() < 0.5 else pixels, np.int32(example["label"])
 
@@ -186,8 +222,8 @@ def random_crop(example: dict[str, Any], rng: np.random.Generator) -> tuple[np.n
 def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a random crop.
 
-    Area and logarithm of the ratio are uniform. After ten boxes that do not fit it is the
-    largest box in the middle with a ratio that is allowed.
+    The area and the logarithm of the ratio are drawn uniformly. After ten boxes that do not
+    fit, it is the largest centred box with an allowed ratio.
     """
     for _ in range(TRIES):
         area = width * height * rng.uniform(*AREAS)
@@ -202,15 +238,35 @@ def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, 
 
 
 def centre_crop(example: dict[str, Any]) -> tuple[np.ndarray, np.int32]:
-    """The middle of the image, brought to 256 pixels on its shorter side."""
+    """The centre crop of the image, resized to 256 pixels on its shorter side.
+
+    Raises:
+      DataError: if Pillow is not installed.
+    """
     image = _opened(example["image"])
     scale = TEST_SHORTER_SIDE / min(image.size)
-    image = image.resize([round(scale * side) for side in image.size], Image.Resampling.BILINEAR)
+    image = _resized(image, [round(scale * side) for side in image.size])
     left, top = ((side - SIZE) // 2 for side in image.size)
     image = image.crop((left, top, left + SIZE, top + SIZE))
     return np.asarray(image), np.int32(example["label"])
 
 
-def _opened(content: bytes) -> Image.Image:
-    """An image file's content, in red, green and blue whatever it is in."""
-    return Image.open(io.BytesIO(content)).convert("RGB")
+def _opened(content: bytes) -> "Image.Image":
+    """The image in a file's content, converted from any colour mode to RGB."""
+    return _pillow().open(io.BytesIO(content)).convert("RGB")
+
+
+def _resized(image: "Image.Image", size: Sequence[int]) -> "Image.Image":
+    return image.resize(size, _pillow().Resampling.BILINEAR)
+
+
+def _pillow() -> "ModuleType":
+    with imports("imagenet2012", "tfds"):
+        from PIL import Image
+    return Image
+
+
+def _grain() -> "ModuleType":
+    with imports("imagenet2012", "tfds"):
+        import grain
+    return grain
