@@ -3,294 +3,270 @@
     python examples/ablations.py --dataset fashion_mnist --data_path DIR
 
 A convex problem, for which the theory of the SLRLA paper says what to expect: with few samples
-for the steps that are taken, a slow step size α below 1 is best. As a smaller α makes smaller
-steps, SGD with c times the learning rate is there to tell what else it does. All settings and all
-seeds are trained at once, in one compiled program; from few samples and from many for the same
-number of steps. Each seed draws its own samples and batches; all start from zero.
+for the number of steps, a slow step size α below 1 is best. As a smaller α makes smaller steps,
+SGD with c times the learning rate shows what else it does. All settings and all seeds are trained
+at once, in one compiled program; from few samples and from many for the same number of steps.
 """
 
-import functools
 import itertools
 import shlex
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
+if __name__ == "__main__":  # Ctrl-C while the following imports take their seconds is no error.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import numpy as np
-import optax
-from experiments import data
-from experiments.config import Config
-from experiments.data import DataError, Dataset
-from experiments.reporting import ablation_report
-from experiments.running import flags
-from experiments.schedules import Stages, stages_of, with_milestones_that_fit
+from experiments import figures, flags
+from experiments.command_line import add_settings, add_sweep, program, seeds_of
+from experiments.config import Config, SettingError
+from experiments.data import Dataset
+from experiments.flags import Parser
+from experiments.folders import run_folder
+from experiments.report import markdown, signed
+from experiments.settings import circumstances, shown_command, write_json
+from experiments.studies import ablation
+from experiments.sweep import dataset_of
 
-from slrla_jax import Stage, slow_params, slrla
-
-ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-BETAS = (0.0, 0.001, 0.01, 0.05, 0.2, 0.8, 2.0, 5.0, 20.0, 50.0)
-
-# The paper's softmax regression: stagewise, and each stage with half the learning rate.
-LEARNING_RATE, DECAY, MILESTONES = 0.05, 0.5, (0.3, 0.6, 0.8)
-MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
-K, ALPHA = 5, 0.8
-SCORED_AT_ONCE = 1_000
-
-Params = dict[str, jax.Array]
-Pool = tuple[jax.Array, jax.Array]
-
-
-class Grid(NamedTuple):
-    """Settings that are trained side by side.
-
-    Attributes:
-      alphas: slow step sizes, float32 of shape (settings,).
-      betas: strengths of the regulariser in the paper's convention, likewise.
-      rates: learning rates of the first stage, likewise.
-    """
-
-    alphas: jax.Array
-    betas: jax.Array
-    rates: jax.Array
+BASE = Config(batch_size=128)
+# What is measured, and its name in plots and tables.
+VALUES = {
+    "train_loss": "training loss",
+    "test_loss": "test loss",
+    "gap": "test − training loss",
+    "test_accuracy": "test accuracy, %",
+}
+CURVES = {"α": "Lookahead with α", "β": "SLRLA with β", "c": "SGD, learning rate × c"}
 
 
-def grid() -> Grid:
-    """All α with β = 0, which is stagewise Lookahead; all β; SGD with as many learning rates."""
-    lookahead = [(alpha, 0.0, LEARNING_RATE) for alpha in ALPHAS]
-    regularised = [(ALPHA, beta, LEARNING_RATE) for beta in BETAS]
-    sgd = [(1.0, 0.0, c * LEARNING_RATE) for c in ALPHAS]
-    return Grid(*map(jnp.array, zip(*lookahead, *regularised, *sgd, strict=True)))
-
-
-def groups() -> dict[str, dict[str, Any]]:
-    """What is varied in `grid`, in its order, and where the method is switched off."""
-    return {
-        "α": {"settings": ALPHAS, "off": 1.0},
-        "β": {"settings": BETAS, "off": 0.0},
-        "c": {"settings": ALPHAS, "off": 1.0},
-    }
-
-
-def optimizer(
-    alpha: jax.Array, beta: jax.Array, rate: jax.Array, cycles: Sequence[int]
-) -> optax.GradientTransformation:
-    """SLRLA as Algorithm 3 around SGD with momentum, in stages of so many cycles."""
-    return slrla(
-        lambda schedule: optax.chain(
-            optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(schedule, momentum=MOMENTUM)
-        ),
-        [
-            Stage(t, rate * DECAY**q, beta=beta, sync_period=K, slow_step_size=alpha)
-            for q, t in enumerate(cycles)
-        ],
-    )
-
-
-def cross_entropy(params: Params, inputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """The mean over a batch: inputs of shape (batch, pixels), labels of shape (batch,)."""
-    logits = inputs @ params["kernel"] + params["bias"]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-
-def train(
-    dataset: Dataset, pool: Pool, cycles: Sequence[int], settings: Grid, order: jax.Array
-) -> Params:
-    """The slow weights of each setting after its last step.
-
-    Args:
-      dataset: knows the images' shape, and how to standardise them.
-      pool: the images and labels that `order` names.
-      cycles: length of each stage, in cycles of K steps.
-      settings: what is trained side by side, on the same batches.
-      order: indices of training images, of shape (steps, batch).
-
-    Returns:
-      Weights with a leading axis of settings.
-    """
-    images, labels = pool
-
-    def begin(*setting: jax.Array) -> tuple[Params, optax.OptState]:
-        pixels = int(np.prod(dataset.image_shape))
-        params = {
-            "kernel": jnp.zeros((pixels, dataset.classes)),
-            "bias": jnp.zeros(dataset.classes),
-        }
-        return params, optimizer(*setting, cycles).init(params)
-
-    def step(batch: Any, setting: Grid, params: Params, state: Any) -> tuple[Params, Any]:
-        gradients = jax.grad(cross_entropy)(params, *batch)
-        updates, state = optimizer(*setting, cycles).update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    def all_settings(
-        carry: tuple[Params, Any], batch: jax.Array
-    ) -> tuple[tuple[Params, Any], None]:
-        inputs = dataset.standardise(images[batch]).reshape(len(batch), -1)
-        one = functools.partial(step, (inputs, labels[batch]))
-        return jax.vmap(one)(settings, *carry), None
-
-    (params, state), _ = jax.lax.scan(all_settings, jax.vmap(begin)(*settings), order)
-    return jax.vmap(slow_params)(state, params)
-
-
-def score(
-    dataset: Dataset, pool: Pool, params: Params, indices: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Mean loss and accuracy of each setting on some images, of shape (settings,)."""
-    images, labels = pool
-
-    def one(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        inputs = dataset.standardise(images[index]).reshape(-1)
-        logits = inputs @ params["kernel"] + params["bias"]
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            logits, jnp.broadcast_to(labels[index], logits.shape[:-1])
-        )
-        return losses, jnp.float32(logits.argmax(-1) == labels[index])
-
-    losses, correct = jax.lax.map(one, indices, batch_size=SCORED_AT_ONCE)
-    return losses.mean(0), correct.mean(0)
-
-
-def ablate(
-    dataset: Dataset, samples: int, steps: int, batch_size: int, seeds: int, settings: Grid
-) -> dict[str, np.ndarray]:
-    """Trains every setting from every seed on as many samples of its own.
-
-    Returns:
-      `train_loss` on those samples, `test_loss` and `test_accuracy` (a fraction) on all test
-      images, and `gap`, test minus training loss; each of shape (seeds, settings).
-    """
-    cycles = [length // K for length in stages_in(steps).lengths]
-    chosen = np.stack(
-        [np.random.default_rng(s).permutation(dataset.train_size)[:samples] for s in range(seeds)]
-    )
-    order = np.stack(
-        [
-            own[list(itertools.islice(data.batches(s, samples, batch_size), K * sum(cycles)))]
-            for s, own in enumerate(chosen)
-        ]
-    )
-
-    pools = (
-        (dataset.train_images, dataset.train_labels),
-        (dataset.test_images, dataset.test_labels),
-    )
-
-    @jax.jit
-    @functools.partial(jax.vmap, in_axes=(None, 0, 0))
-    def run(pools: tuple[Pool, Pool], chosen: jax.Array, order: jax.Array) -> dict[str, jax.Array]:
-        seen, unseen = pools
-        params = train(dataset, seen, cycles, settings, order)
-        train_loss, _ = score(dataset, seen, params, chosen)
-        every = jnp.arange(dataset.test_size)
-        test_loss, test_accuracy = score(dataset, unseen, params, every)
-        return {
-            "train_loss": train_loss,
-            "test_loss": test_loss,
-            "gap": test_loss - train_loss,
-            "test_accuracy": test_accuracy,
-        }
-
-    return jax.device_get(run(pools, np.int32(chosen), np.int32(order)))
-
-
-def stages_in(steps: int) -> Stages:
-    """The stages of a run of so many steps, in whole cycles of K."""
-    config = Config(milestones=MILESTONES, stages_in="steps", whole_cycles=True, sync_period=K)
-    return stages_of(with_milestones_that_fit(config, steps, 1), steps, 1)
-
-
-def make_parser() -> flags.Parser:
-    """The command line."""
-    parser = flags.Parser(
+def make_parser() -> Parser:
+    """Returns the parser of the command line."""
+    parser = Parser(
         prog="ablations.py",
         description="Train softmax regression with many α and β at once, from few samples and "
         "from many.",
     )
-    add = parser.add_argument
-    add(
-        "--dataset",
-        type=flags.spelling(data.find),
-        default="digits",
-        metavar="NAME",
-        help="one that is in memory (default: %(default)s)",
-    )
-    add("--data_path", type=Path, metavar="DIR", help="as main.py's")
+    add_settings(parser, "data", BASE, dataset="--dataset", batch_size="--batch_size")
+    add = parser.add_argument_group("training").add_argument
     add(
         "--samples",
         type=flags.listed(flags.count),
         metavar="LIST",
-        help="training images of a seed: one ablation for each number (default: all, and a "
-        "thirtieth of them, at least a batch)",
+        help="training images of each seed, comma-separated: one ablation for each number "
+        "(default: all, and a thirtieth of them, at least a batch)",
     )
-    add("--steps", type=flags.count, default=4_680, metavar="N", help="(default: %(default)s)")
-    add("--batch_size", type=flags.count, default=128, metavar="N", help="(default: %(default)s)")
-    add("--seeds", type=flags.count, default=5, metavar="N", help="(default: %(default)s)")
     add(
-        "--results",
-        type=Path,
-        default=Path("runs/results/ablations"),
-        metavar="DIR",
-        help="folder of tables, plots and numbers (default: %(default)s)",
+        "--steps",
+        type=flags.count,
+        default=4_680,
+        metavar="N",
+        help="training steps (default: %(default)s)",
     )
+    add_sweep(parser, seeds=5, name="--name")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    try:
-        dataset = data.load(args.dataset, args.data_path)
-    except DataError as error:
-        parser.error(f"--data_path: {error}")
-    if not isinstance(dataset, Dataset):
-        parser.error(f"--dataset: {args.dataset} is not in memory")
-    if args.batch_size > dataset.train_size:
-        parser.error(f"--batch_size: must be at most {dataset.train_size}, got {args.batch_size}")
-    few = max(dataset.train_size // 30, args.batch_size)
-    sizes = args.samples or tuple(dict.fromkeys((dataset.train_size, few)))
-    for samples in sizes:
-        if not args.batch_size <= samples <= dataset.train_size:
-            parser.error(
-                f"--samples: must be from {args.batch_size} (the batch size) to "
-                f"{dataset.train_size}, got {samples}"
+def samples_of(args: Namespace, dataset: Dataset) -> tuple[int, ...]:
+    """Returns how many samples each ablation is trained on.
+
+    Raises:
+      SettingError: if there are too few images for a batch or for the samples.
+    """
+    size, batch = dataset.train_size, args.batch_size
+    if batch > size:
+        raise SettingError("batch_size", f"must be at most {size}, got {batch}")
+    chosen = args.samples or tuple(dict.fromkeys((size, max(size // 30, batch))))
+    for samples in chosen:
+        if not batch <= samples <= size:
+            raise SettingError(
+                "samples", f"must be from {batch} (the batch size) to {size}, got {samples}"
             )
+    return chosen
 
-    results: dict[str, Any] = {
-        "command": shown_command(argv, args.data_path),
-        "dataset": args.dataset,
-        "steps": -(-args.steps // K) * K,
-        "batch_size": args.batch_size,
-        "alpha": ALPHA,
-        "learning_rate": LEARNING_RATE,
-        "seeds": list(range(args.seeds)),
-        "groups": groups(),
-        "samples": {},
-    }
-    for samples in sizes:
-        started = time.perf_counter()
-        values = ablate(dataset, samples, args.steps, args.batch_size, args.seeds, grid())
-        seconds = time.perf_counter() - started
-        print(f"{samples} samples: {seconds:.0f} s with compilation", flush=True)
-        results["samples"][samples] = {"seconds": round(seconds, 1)} | {
-            name: np.round(np.float64(value), 5).tolist() for name, value in values.items()
+
+def values_of(results: Mapping[str, Any], samples: Any, symbol: str, name: str) -> np.ndarray:
+    """Returns a measure of one group, of shape (seeds, settings); accuracy in %."""
+    values = np.array(results["samples"][samples][name])
+    values = 100 * values if name == "test_accuracy" else values
+    sizes = [len(group["settings"]) for group in results["groups"].values()]
+    parts = np.split(values, np.cumsum(sizes)[:-1], axis=1)
+    return dict(zip(results["groups"], parts, strict=True))[symbol]
+
+
+def verdict(test_loss: np.ndarray, settings: Sequence[float], reference: float, symbol: str) -> str:
+    """Says which setting has the lowest test loss, and how sure that is.
+
+    Args:
+      test_loss: of shape (seeds, settings).
+      settings: the values of the parameter.
+      reference: the one that switches the method off.
+      symbol: what it is called.
+    """
+    best = int(test_loss.mean(0).argmin())
+    off = list(settings).index(reference)
+    by_seed = ", ".join(f"{settings[i]:g}" for i in test_loss.argmin(1))
+    told = f"Lowest test loss at {symbol} = {settings[best]:g} (seed by seed at {by_seed})"
+    if best == off:
+        return f"{told}, where the method is switched off."
+    difference = _difference(test_loss[:, best] - test_loss[:, off])
+    return f"{told}: {difference} against {symbol} = {reference:g}."
+
+
+def best_against_best(results: Mapping[str, Any], samples: Any) -> list[str]:
+    """Says how the lowest test losses of the groups differ, seed by seed."""
+    best = {}
+    for symbol, group in results["groups"].items():
+        losses = values_of(results, samples, symbol, "test_loss")
+        n = int(losses.mean(0).argmin())
+        best[f"{symbol} = {group['settings'][n]:g}"] = losses[:, n]
+    return [
+        f"- {one} against {other}: {_difference(best[one] - best[other])}"
+        for one, other in itertools.combinations(best, 2)
+    ]
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Returns all tables, in Markdown."""
+    machine, seeds = results["machine"], results["seeds"]
+    versions = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
+    seconds = sum(entry["seconds"] for entry in results["samples"].values())
+    lines = [
+        f"Softmax regression on {results['dataset']}, {results['steps']:,} steps of "
+        f"{results['batch_size']} images; mean ± standard deviation of {len(seeds)} seeds, each "
+        "with samples and batches of its own. α: Lookahead with that α; β: SLRLA as in Algorithm "
+        f"3, with α = {results['alpha']}; c: SGD with c times the learning rate of the others, "
+        f"{results['learning_rate']}. "
+        f"`{results['command']}` on {results['date'][:10]}, {seconds:.0f} s; "
+        f"{machine['processor']}, {machine['cpu_count']} cores, backend {machine['backend']}; "
+        f"{versions}.",
+        "",
+    ]
+    for symbol, group in results["groups"].items():
+        settings = group["settings"]
+        for samples in results["samples"]:
+            columns = {name: values_of(results, samples, symbol, name) for name in VALUES}
+            lines += [
+                f"#### {symbol}, {int(samples):,} samples",
+                "",
+                *markdown(
+                    [
+                        (symbol, *VALUES.values()),
+                        *(
+                            (f"{setting:g}", *(cells(columns, n)))
+                            for n, setting in enumerate(settings)
+                        ),
+                    ]
+                ),
+                "",
+                verdict(columns["test_loss"], settings, group["off"], symbol),
+                "",
+            ]
+    for samples in results["samples"]:
+        lines += [f"#### Best against best in test loss, {int(samples):,} samples", ""]
+        lines += [*best_against_best(results, samples), ""]
+    return "\n".join(lines)
+
+
+def cells(columns: Mapping[str, np.ndarray], n: int) -> list[str]:
+    """Returns the measures of a setting, as mean ± standard deviation."""
+    return [
+        _mean_and_deviation(values[:, n], 2 if name == "test_accuracy" else 4)
+        for name, values in columns.items()
+    ]
+
+
+def plot(results: Mapping[str, Any], symbol: str, beside: str | None, path: Path) -> None:
+    """Draws every measure over the settings of a group, a row for each number of samples.
+
+    Lines are means over the seeds, bands reach from the lowest to the highest seed; the dotted
+    line is where the method is switched off. Beside it may be a group of as many settings.
+    """
+    group, samples_ = results["groups"][symbol], results["samples"]
+    settings, off = group["settings"], list(group["settings"]).index(group["off"])
+    places = np.arange(len(settings))
+    title = (
+        f"Softmax regression on {results['dataset']}, {results['steps']:,} steps; mean and range "
+        f"of {len(results['seeds'])} seeds; dotted: switched off"
+    )
+    size = (13, 3.0 * len(samples_) + 0.6)
+    with figures.picture(path, size, title, dpi=100) as figure:
+        grid = figure.subplots(len(samples_), len(VALUES), squeeze=False)
+        for row, samples in zip(grid, samples_, strict=True):
+            for axes, (name, label) in zip(row, VALUES.items(), strict=True):
+                for shown, look in figures.styles(list(filter(None, (symbol, beside)))):
+                    values = values_of(results, samples, shown, name)
+                    look["label"] = CURVES[shown]
+                    axes.plot(places, values.mean(0), marker=".", **look)
+                    band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+                    axes.fill_between(places, values.min(0), values.max(0), **band)
+                switched_off = values_of(results, samples, symbol, name)[:, off].mean()
+                axes.axhline(switched_off, color="0.5", linestyle=":", linewidth=1)
+                axes.set_xticks(places, [f"{setting:g}" for setting in settings], fontsize=7)
+                if name.endswith("loss"):
+                    figures.log_axis(axes)
+                axes.set(xlabel=symbol if beside is None else f"{symbol} or {beside}")
+                axes.set_title(f"{label}; {int(samples):,} samples", fontsize=9, pad=6)
+        if beside is not None:
+            grid[0, 0].legend(fontsize=8)
+
+
+def _difference(values: np.ndarray) -> str:
+    spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
+    lower = f"lower from {(values < 0).sum()} of {len(values)} seeds"
+    return f"{signed(values.mean(), '.4f')}{spread} ({lower})"
+
+
+def _mean_and_deviation(values: np.ndarray, digits: int) -> str:
+    mean = f"{values.mean():.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
+
+
+@program(make_parser)
+def main(args: Namespace, parser: Parser) -> int:
+    """Runs the command line; returns the exit code."""
+    config = Config(dataset=args.dataset)
+    dataset = dataset_of(config, args.data_path)
+    if not isinstance(dataset, Dataset):
+        raise SettingError("dataset", f"must be one that fits into memory, got {args.dataset}")
+    sizes, seeds = samples_of(args, dataset), seeds_of(args)
+    name = f"ablations-{args.dataset}"
+    with run_folder(args.root, args.exp_name, otherwise=name, resume=args.resume) as folder:
+        results: dict[str, Any] = {
+            "command": shown_command(shlex.join([sys.executable, *sys.argv])),
+            "dataset": args.dataset,
+            "steps": -(-args.steps // ablation.K) * ablation.K,
+            "batch_size": args.batch_size,
+            "alpha": ablation.ALPHA,
+            "learning_rate": ablation.LEARNING_RATE,
+            "seeds": list(seeds),
+            "groups": ablation.groups(),
+            "samples": {},
+            "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+            **circumstances(),
         }
-    ablation_report.write(args.results, results)
-    table = (args.results / "table.md").read_text(encoding="utf-8")
-    print(f"\n{table}\nAll of it is in {args.results.resolve()}")
+        write_json(folder / "settings.json", results)
+        for samples in sizes:
+            started = time.perf_counter()
+            values = ablation.ablate(
+                dataset, samples, args.steps, args.batch_size, len(seeds), ablation.grid()
+            )
+            seconds = time.perf_counter() - started
+            print(f"{samples} samples: {seconds:.0f} s with compilation", flush=True)
+            results["samples"][samples] = {"seconds": round(seconds, 1)} | {
+                name: np.round(np.float64(value), 5).tolist() for name, value in values.items()
+            }
+        write_json(folder / "results.json", results)
+        (folder / "table.md").write_text(page(results), encoding="utf-8")
+        plot(results, "α", "c", folder / "alpha.png")
+        plot(results, "β", None, folder / "beta.png")
+        print(f"\n{page(results)}\nAll of it is in {folder.resolve()}")
     return 0
-
-
-def shown_command(argv: Sequence[str], data_path: Path | None) -> str:
-    """The command as it is written down: with DIR for where the data are on this machine."""
-    shown = ["DIR" if Path(arg) == data_path else arg for arg in argv]
-    return shlex.join(["python", "examples/ablations.py", *shown])
 
 
 if __name__ == "__main__":

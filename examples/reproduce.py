@@ -9,34 +9,38 @@ all numbers of a recipe are written after each optimizer. `--set` overrides a se
     python examples/reproduce.py cifar10_resnet18 --data_path DIR --set bf16=true
 """
 
+import json
 import signal
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 if __name__ == "__main__":  # Ctrl-C while the following imports take their seconds is no error.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import json
-
 import jax
 from experiments import configs, flags, sweep
-from experiments.command_line import add_sweep, program, report_training, seeds_of, sweep_options
+from experiments.command_line import (
+    SETTINGS,
+    add_sweep,
+    program,
+    report_training,
+    seeds_of,
+    sweep_options,
+)
 from experiments.config import Config, SettingError
 from experiments.flags import Parser
 from experiments.sweep import Entry, Sweep
-
-SETTINGS = tuple(field.name for field in fields(Config))
 
 
 def make_parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser(
         prog="reproduce.py",
-        description="Run recipes of the SLRLA paper's Table 3, and compare with what was published.",
+        description="Run recipes of the SLRLA paper's Table 3; compare with the published results.",
     )
     add = parser.add_argument
     add(
@@ -87,15 +91,15 @@ def recipes(text: str) -> tuple[str, ...]:
 
 
 def override(text: str) -> tuple[str, Any]:
-    """Parses a setting and its value, which is JSON or a word."""
-    name, equals, value = text.partition("=")
-    if name not in SETTINGS or not equals:
-        raise ArgumentTypeError(f"must be NAME=VALUE with the name of a setting, got {text!r}")
-    try:
-        value = json.loads(value)
-    except ValueError:
-        pass
-    return name, tuple(value) if isinstance(value, list) else value
+    """Parses a setting and its value, as the setting's flag does."""
+    name, _, value = text.partition("=")
+    if name not in SETTINGS:
+        raise ArgumentTypeError(
+            f"must be NAME=VALUE with a name among {', '.join(SETTINGS)}, got {text!r}"
+        )
+    if "action" in SETTINGS[name]:
+        return name, flags.switch(value)
+    return name, SETTINGS[name]["type"](value)
 
 
 def rows(recipe: str, args: Namespace) -> Mapping[str, Config]:

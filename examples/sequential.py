@@ -13,7 +13,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -31,9 +31,10 @@ from experiments.data import Dataset
 from experiments.flags import Parser
 from experiments.report import Column
 from experiments.schedules import Stages
+from experiments.signals import Stop
 from experiments.steps import Model, State, init_state
 from experiments.studies.sequential import Task, average_accuracy, forgetting, split_classes
-from experiments.train import Epoch, Run, evaluated_weights
+from experiments.train import Epoch, OnStep, Run, evaluated_weights
 from flax import nnx
 
 COLUMNS = (
@@ -42,8 +43,8 @@ COLUMNS = (
     Column("forgetting", "forgetting"),
 )
 NOTE = (
-    "Accuracy in %, each task's when it has been learnt and the mean of all tasks at the end; "
-    "forgetting in points"
+    "Accuracy in %, of each task when it has been learnt, and of all tasks at the end; forgetting "
+    "in points"
 )
 NEVER = -1e9  # A logit of classes that are out of the question.
 
@@ -127,27 +128,51 @@ def told(model: Model) -> Model:
     return replace(model, make=partial(Told, model.make, model.dataset.classes))
 
 
-def run_of(config: Config, dataset: Dataset, *, classes_per_task: int, **options: Any) -> Run:
-    """Builds the run of all tasks: the epochs and stages of one, as often as there are tasks."""
+@dataclass(frozen=True)
+class TasksRun(Run):
+    """A run of all tasks: the epochs and stages of one, as often as there are tasks.
+
+    Attributes:
+      tasks: in the order in which they are learnt.
+    """
+
+    tasks: Sequence[Task] = ()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the training images of a task."""
+        return self.tasks[0].dataset.train_size // self.batch_size
+
+    def of(self, task: Task) -> Run:
+        """Returns the run of a single task."""
+        count, length = len(self.tasks), len(self.stages.lengths) // len(self.tasks)
+        return replace(
+            self,
+            dataset=task.dataset,
+            epochs=self.epochs // count,
+            stages=Stages(*(part[:length] for part in self.stages)),
+        )
+
+
+def run_of(config: Config, dataset: Dataset, *, classes_per_task: int, **options: Any) -> TasksRun:
+    """Builds the run of all tasks."""
     tasks = tasks_of(dataset, classes_per_task)
-    run = train.run_of(config, tasks[0].dataset, **options)
-    return replace(
-        run,
-        dataset=dataset,
-        model=told(run.model),
-        epochs=run.epochs * len(tasks),
-        stages=Stages(*(part * len(tasks) for part in run.stages)),
+    one = train.run_of(config, tasks[0].dataset, **options)
+    fields_ = {field.name: getattr(one, field.name) for field in fields(Run)}
+    return TasksRun(
+        **fields_
+        | {
+            "dataset": dataset,
+            "model": told(one.model),
+            "epochs": one.epochs * len(tasks),
+            "stages": Stages(*(part * len(tasks) for part in one.stages)),
+            "tasks": tasks,
+        }
     )
 
 
 def train_tasks(
-    run: Run,
-    seeds: Sequence[int],
-    *,
-    tasks: Sequence[Task],
-    on_step: Callable[[int, float], None] = train.ignore,
-    stop: Any = None,
-    **_: Any,
+    run: TasksRun, seeds: Sequence[int], *, stop: Stop, on_step: OnStep, **_: Any
 ) -> Iterator[Epoch]:
     """Learns one task after the other from a seed, and is tested on all after each.
 
@@ -156,34 +181,28 @@ def train_tasks(
       as `matrix`, and what follows from it.
     """
     (seed,) = seeds
-    count, logits = len(tasks), logits_of(run.model)
-    length = len(run.stages.lengths) // count
-    stages = Stages(*(part[:length] for part in run.stages))
-    epochs, steps = run.epochs // count, stages.steps
+    logits = logits_of(run.model)
     begin = init_state(run.model, run.tx, seed)
     weights, matrix = Weights(begin.params, begin.stats), []
-    for i, task in enumerate(tasks):
-        one = replace(run, dataset=task.dataset, stages=stages, epochs=epochs)
+    for i, task in enumerate(run.tasks):
+        one = run.of(task)
+        before = i * one.steps
+
+        def show(step: int, loss: float, before: int = before) -> None:
+            on_step(before + step, loss)
+
         start = partial(resumed, weights.told(task))
-        before = i * steps
-        for epoch in train.train(
-            one,
-            seeds,
-            start=start,
-            stop=stop,
-            on_step=lambda step, loss, before=before: on_step(before + step, loss),
-        ):
-            number = i * epochs + epoch.record["epoch"]
+        for epoch in train.train(one, seeds, start=start, stop=stop, on_step=show):
             record = epoch.record | {
                 "task": i + 1,
-                "epoch": number,
+                "epoch": i * one.epochs + epoch.record["epoch"],
                 "steps": before + epoch.record["steps"],
                 "gradients": before * run.gradients_per_step + epoch.record["gradients"],
             }
-            if epoch.record["epoch"] == epochs:
+            if epoch.record["epoch"] == one.epochs:
                 weights = Weights(*evaluated_weights(run, epoch.state))
-                matrix.append([accuracy(logits, weights, other) for other in tasks])
-            if number == run.epochs:
+                matrix.append([accuracy(logits, weights, other) for other in run.tasks])
+            if record["epoch"] == run.epochs:
                 values = np.array(matrix)
                 record |= {
                     "learning_accuracy": float(np.diag(values).mean()),
@@ -191,7 +210,7 @@ def train_tasks(
                     "forgetting": 100 * forgetting(values),
                     "matrix": values.tolist(),
                 }
-            if i == 0 or epoch.record["epoch"] > 0:
+            if i == 0 or epoch.record["epoch"] > 0:  # A task begins where the last one has ended.
                 yield epoch._replace(record=record)
 
 
@@ -225,21 +244,8 @@ def accuracy(logits: Callable[[Any, Any, Any], jax.Array], weights: Weights, tas
 def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
     further = {"classes_per_task": args.classes_per_task}
-
-    def train_one(run: Run, seeds: Sequence[int], **options: Any) -> Iterator[Epoch]:
-        return train_tasks(run, seeds, tasks=tasks_of(run.dataset, **further), **options)
-
-    return sweep.run(
-        study.sweep_of(
-            args,
-            parser,
-            COLUMNS,
-            NOTE,
-            further,
-            run_of=partial(run_of, **further),
-            train=train_one,
-        )
-    )
+    tasks = {"run_of": partial(run_of, **further), "train": train_tasks}
+    return sweep.run(study.sweep_of(args, parser, COLUMNS, NOTE, further, **tasks))
 
 
 if __name__ == "__main__":

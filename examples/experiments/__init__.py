@@ -1,1 +1,19 @@
-"""What the example programs are made of: data, models, optimizers, training and reports."""
+"""What the example programs are made of: data, models, optimizers, training and reports.
+
+config.py       everything that a result depends on, in one object
+data/ models/   data sets and networks, by name
+optimizers.py   optimizers, by name
+schedules.py    the stages of a run
+steps.py        loss_fn, train_step, eval_step
+train.py        the training loop
+sweep.py        configurations × seeds → records, with a folder, checkpoints and progress
+report.py       records → a table
+configs/        recipes
+studies/        sharpness, noise on the weights, tasks in sequence, many settings at once
+"""
+
+from importlib.util import find_spec
+
+for _module in ("flax", "matplotlib", "numpy", "orbax", "PIL", "rich", "sklearn"):
+    if find_spec(_module) is None:
+        raise SystemExit(f"the examples need {_module}: pip install -e '.[examples]'")

@@ -12,6 +12,7 @@ A flag's destination is the name of the setting in `Config`, by whatever name it
 import argparse
 import dataclasses
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -310,6 +311,9 @@ def program(
                 what = "resumes from there" if error.saved else "runs what is not finished"
                 code = 128 + (error.number or signal.SIGTERM)
                 line = f"{error}; {again} {what}"
+            except BrokenPipeError:  # As of `| head`, which has read enough.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 128 + signal.SIGPIPE
             except KeyboardInterrupt:
                 code, line = 128 + signal.SIGINT, "interrupted before the training began"
             print(f"{parser.prog}: {line}", file=sys.stderr)

@@ -68,6 +68,13 @@ fraction = number("at least 0 and below 1", lambda x: 0 <= x < 1)
 step_size = number("more than 0 and at most 1", lambda x: 0 < x <= 1)
 
 
+def switch(text: str) -> bool:
+    """Parses true or false."""
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
+    return text == "true"
+
+
 def listed(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     """Returns a flag's type: comma-separated values of a kind."""
     return lambda text: tuple(kind(part) for part in text.split(","))

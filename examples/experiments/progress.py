@@ -78,7 +78,8 @@ class Progress(AbstractContextManager["Progress"]):
                 first, began = step, now
             images = (step - first) * run.batch_size * len(seeds)
             speed = f"  {images / (now - began):,.0f} img/s" if images else ""
-            line = f"{self._who(run, seeds[0])}{_where(run, step)}  loss {loss:.4g}{speed}"
+            where = _where(run, run.epoch_of(step))
+            line = f"{self._who(run, seeds[0])}{where}  loss {loss:.4g}{speed}"
             self._bar.update(self._task, completed=self._done(run, seeds, step), description=line)
             if not self._console.is_terminal and now - told > NOW_AND_THEN:
                 told = now
@@ -93,7 +94,7 @@ class Progress(AbstractContextManager["Progress"]):
             return
         test, speed = record.get("test_accuracy"), record["timing"]["images_per_second"]
         self.say(
-            f"{self._who(run, record['seed'])}{_where(run, record['steps'])}  "
+            f"{self._who(run, record['seed'])}{_where(run, record['epoch'])}  "
             f"loss {record['batch_loss']:.4f}"
             + ("" if test is None else f"  test {100 * test:.2f} %")
             + f"  {speed:,.0f} img/s"
@@ -124,8 +125,8 @@ class TimeColumn(ProgressColumn):
         return Text(f"{clock} left" if known else clock)
 
 
-def _where(run: Run, step: int) -> str:
-    return f"epoch {run.epoch_of(step):{len(str(run.epochs))}}/{run.epochs}"
+def _where(run: Run, epoch: int) -> str:
+    return f"epoch {epoch:{len(str(run.epochs))}}/{run.epochs}"
 
 
 def _gradients(run: Run) -> int:

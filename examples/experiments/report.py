@@ -6,7 +6,6 @@
 A page is a function of the numbers alone, so that one in the repository can be checked.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.records import Record
-from experiments.settings import Settings, circumstances, write_json
+from experiments.settings import Settings, circumstances, shown_command, write_json
 from experiments.sweep import Results, title_of
 
 # Fields of a record that are not measured.
@@ -79,7 +78,7 @@ def report(
     write_json(results.folder / "results.json", summary)
     text = page(summary, columns, pictures)
     (results.folder / "table.md").write_text(text, encoding="utf-8")
-    return [*table(summary, columns), "", *notes(summary), *comparison(summary)]
+    return [*table(summary, columns), "", *notes(summary, columns), *comparison(summary, columns)]
 
 
 def summarise(
@@ -91,13 +90,11 @@ def summarise(
 ) -> Settings:
     """Returns the numbers of a sweep as JSON has them; as `report` says."""
     records, settings = results.records, results.settings
-    command = re.sub(r"\S*(examples/\w+\.py)", r"\1", settings["processes"][-1]["command"])
-    command = re.sub(r"(--data_path[ =])\S+", r"\1DIR", command)
     wall = [record.get("timing", {}).get("wall", 0.0) for record in records]
     return {
         "title": "; also ".join(dict.fromkeys(map(title_of, results.runs.values()))),
         "note": note,
-        "command": command,
+        "command": shown_command(settings["processes"][-1]["command"]),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "seeds": sorted({record["seed"] for record in records}),
         "seconds": round(sum(wall)),
@@ -167,7 +164,7 @@ def page(
         "",
         *table(summary, columns),
         "",
-        *notes(summary),
+        *notes(summary, columns),
         "",
         f"Measured by `{summary['command']}` on {summary['date'][:10]}, in "
         f"{summary['seconds'] / 60:.0f} min; {machine['processor']}, {machine['cpu_count']} cores, "
@@ -176,8 +173,8 @@ def page(
     ]
     if summary["sources"]:
         lines += [f"Published: {'; '.join(summary['sources'])}.", ""]
-    if differences := comparison(summary):
-        lines += ["Final accuracies, seed by seed:", "", *(f"- {d}" for d in differences), ""]
+    if differences := comparison(summary, columns):
+        lines += [f"Seed by seed, {columns[0].header}:", "", *(f"- {d}" for d in differences), ""]
     for name in pictures:
         lines += [f"![{name.removesuffix('.png').replace('_', ' ')}]({name})", ""]
     return "\n".join(lines)
@@ -224,7 +221,7 @@ def cell(entry: Mapping[str, Any], column: Column) -> str:
     return mean if found["std"] is None else f"{mean} ± {found['std']:{column.form}}"
 
 
-def notes(summary: Settings) -> list[str]:
+def notes(summary: Settings, columns: Sequence[Column]) -> list[str]:
     """Returns what one has to know to read the table."""
     seeds = summary["seeds"]
     spread = f"Mean ± standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else "One seed"
@@ -232,17 +229,17 @@ def notes(summary: Settings) -> list[str]:
     cost = [f"{n:,}" for n in sorted(gradients)]
     best = "the evaluated weights" if summary["best_by"] == "test_accuracy" else "the recalibrated"
     lines = [f"{spread}; {' or '.join(cost)} gradients per run. {summary['note']}."]
-    if any("best_epoch" in entry["measured"] for entry in summary["entries"].values()):
+    if any(column.when == "best" for column in columns):
         lines += [f"The best epoch is each seed's, chosen by the test accuracy of {best}."]
     return [*lines, *(f"{line}." for line in summary["diverged"])]
 
 
-def comparison(summary: Settings) -> list[str]:
-    """Says how the final accuracies differ from those of the first entry, seed by seed."""
+def comparison(summary: Settings, columns: Sequence[Column]) -> list[str]:
+    """Says how the first column's numbers differ from those of the first entry, seed by seed."""
+    measure = columns[0].measure
     final = {
-        label: np.array(entry["measured"]["test_accuracy"]["final"]["by_seed"])
+        label: np.array(entry["measured"][measure]["final"]["by_seed"])
         for label, entry in summary["entries"].items()
-        if "test_accuracy" in entry["measured"]
     }
     if len(final) < 2:
         return []

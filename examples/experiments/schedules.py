@@ -41,6 +41,8 @@ class Stages(NamedTuple):
 
     def in_words(self) -> str:
         """Says the learning rate of each stage, and the step with which it ends."""
+        if len(self.lengths) > 8:
+            return f"{len(self.lengths)} stages, {self.steps:,} steps"
         ends = [
             f"{rate:.2g} to {'' if q else 'step '}{end:,}"
             for q, (rate, end) in enumerate(self.ends)

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,6 +92,13 @@ def weaker(settings: Settings) -> Iterator[str]:
         ]
         if changed:
             yield f"Resumed with {', '.join(changed)}: results may differ in the last bits"
+
+
+def shown_command(command: str) -> str:
+    """Returns a command as it is published: without the folders of this machine."""
+    command = re.sub(r"^\S*(python)\S*", r"\1", command)
+    command = re.sub(r"\S*(examples/\w+\.py)", r"\1", command)
+    return re.sub(r"(--data_path[ =])\S+", r"\1DIR", command)
 
 
 def read_json(path: Path) -> Any:

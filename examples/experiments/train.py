@@ -30,6 +30,7 @@ from experiments.signals import Stop
 from experiments.steps import Model, State, init_state
 
 Record = dict[str, Any]
+OnStep = Callable[[int, float], None]
 
 # The losses that are looked at may lag behind the steps under way by so many dispatches.
 LAG = 20
@@ -246,7 +247,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     stop: Stop | None = None,
     start: Callable[[Model, optax.GradientTransformation, int], State] = init_state,
-    on_step: Callable[[int, float], None] = ignore,
+    on_step: OnStep = ignore,
 ) -> Iterator[Epoch]:
     """Trains a run from a seed, or from several seeds together.
 
@@ -343,7 +344,7 @@ class Losses:
         run: Run,
         seeds: Sequence[int],
         checkpoints: Checkpoints,
-        on_step: Callable[[int, float], None],
+        on_step: OnStep,
     ):
         self._run, self._seeds, self._checkpoints = run, seeds, checkpoints
         self._on_step = on_step

@@ -9,9 +9,10 @@ Accuracy: measured in %, 3 seeds: SGD 83.50 ± 0.56, SLA 83.35 ± 0.26, SLRLA 82
 Chosen so that both networks, with six optimizers and three seeds, take less than an hour on two
 shared CPU cores: 4,000 of the training images, ten epochs of 62 steps, which end the stages after
 3, 6, 8 and 10 epochs; widths 8, 16 and 32 on images that the first convolution halves; and an
-evaluation, which takes as long as two epochs of training, after every fifth epoch. Learning rate and weight
-decay were not tuned: those of CIFAR-10, released for SGD, SLA and SLRLA and our choice for the
-others, which do better with `--set learning_rate=1e-2` (see `results/slrla/README.md`).
+evaluation, which takes as long as two epochs of training, after every fifth epoch. Learning rate
+and weight decay were not tuned: they are those of CIFAR-10, released for SGD, SLA and SLRLA and
+our choice for the others, which do better with `--set learning_rate=1e-2` (see
+`results/slrla/README.md`).
 """
 
 from experiments.config import Config

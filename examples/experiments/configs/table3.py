@@ -51,7 +51,7 @@ SOURCES = {
 
 
 def rows(base: Config, names: Iterable[str] = ROWS) -> dict[str, Config]:
-    """Returns a configuration for each of the named rows, the others of whose settings are alike."""
+    """Returns a configuration for each of the named rows, with the base's other settings."""
     return {name: replace(base, **ROWS[name]) for name in names}
 
 

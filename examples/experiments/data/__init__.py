@@ -9,12 +9,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from experiments import names
+
 from . import small
 from .batches import batches
 from .dataset import Data, DataError, Dataset
 from .stream import Stream, imagenet
 
-__all__ = ["DATASETS", "Data", "DataError", "Dataset", "Stream", "batches", "find", "load"]
+__all__ = ["ALIASES", "DATASETS", "Data", "DataError", "Dataset", "Stream", "batches", "load"]
 
 DATASETS: dict[str, Callable[[Path | None], Data]] = {
     "digits": small.digits,
@@ -25,21 +27,12 @@ DATASETS: dict[str, Callable[[Path | None], Data]] = {
     "imagenet2012": imagenet,
 }
 
-
-def find(name: str) -> str:
-    """The key in `DATASETS` of a name in any spelling: `CIFAR-10`, `FashionMNIST`, `ImageNet`.
-
-    Raises:
-      DataError: if there is no such data set.
-    """
-    known = {_letters(key): key for key in DATASETS} | {"imagenet": "imagenet2012"}
-    if _letters(name) not in known:
-        raise DataError(f"must be one of {', '.join(DATASETS)}, got {name!r}")
-    return known[_letters(name)]
+# Names beside these; upper and lower case, hyphens and underscores make no difference in either.
+ALIASES = {"imagenet": "imagenet2012"}
 
 
 def load(name: str, folder: Path | None = None) -> Data:
-    """The data set of that name, in any spelling that `find` knows.
+    """Loads the data set of that name, in any spelling.
 
     Args:
       name: of the data set.
@@ -49,8 +42,8 @@ def load(name: str, folder: Path | None = None) -> Data:
     Raises:
       DataError: if there is no such data set, or it is missing, unreadable or invalid.
     """
-    return DATASETS[find(name)](folder)
-
-
-def _letters(name: str) -> str:
-    return name.lower().replace("-", "").replace("_", "")
+    try:
+        key = names.find(name, DATASETS, ALIASES)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    return DATASETS[key](folder)

@@ -1,19 +1,15 @@
-"""Learning one task after the other, and what is forgotten of the first ones.
+"""Tasks that are learnt one after the other, and what is forgotten of the first ones.
 
     tasks = split_classes(dataset, classes_per_task=2)
-    matrix, weights = learn(tasks, weights, train, accuracy)
     average_accuracy(matrix), forgetting(matrix)
 
-The training comes as a function, so any optimizer and any loop will do.
+The matrix R has the accuracies: R[i, j] after task i on task j.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-
-Weights = TypeVar("Weights")
 
 
 @dataclass(frozen=True)
@@ -23,7 +19,7 @@ class Task:
     Attributes:
       dataset: the examples of these classes, with the labels and the number of classes of
         the whole set.
-      classes: their labels. Whoever is told the task may choose among them only.
+      classes: their labels. A network that is told the task chooses among these only.
     """
 
     dataset: Any
@@ -59,30 +55,6 @@ def split_classes(dataset: Any, classes_per_task: int = 2) -> list[Task]:
         )
         tasks.append(Task(part, classes))
     return tasks
-
-
-def learn(
-    tasks: Sequence[Task],
-    weights: Weights,
-    train: Callable[[Weights, Task], Weights],
-    accuracy: Callable[[Weights, Task], float],
-) -> tuple[np.ndarray, Weights]:
-    """Trains on one task after the other, and tests on all after each.
-
-    Args:
-      tasks: the tasks, in the order in which they are learnt.
-      weights: what the training starts from.
-      train: takes what the last task has left, and a task; returns what this one leaves.
-      accuracy: of such weights on a task's test examples.
-
-    Returns:
-      The matrix R of accuracies, R[i, j] after task i on task j; and the last weights.
-    """
-    matrix = np.empty((len(tasks), len(tasks)))
-    for i, learnt in enumerate(tasks):
-        weights = train(weights, learnt)
-        matrix[i] = [accuracy(weights, task) for task in tasks]
-    return matrix, weights
 
 
 def average_accuracy(matrix: np.ndarray) -> float:
