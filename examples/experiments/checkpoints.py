@@ -50,7 +50,7 @@ class Checkpoints:
     Args:
       folder: where they are; it is made if it is not there.
       fingerprint: what the run is a function of, as JSON has it. A checkpoint of another run is
-        refused.
+        refused; None to read one of any run.
       every: steps between checkpoints within an epoch; None for one at the end of each epoch.
       best_by: the accuracy in the records that the best epoch is chosen by.
       flag_of: returns the flag that a value of the fingerprint is given by, for messages.
@@ -62,7 +62,7 @@ class Checkpoints:
     def __init__(
         self,
         folder: Path,
-        fingerprint: dict[str, Any],
+        fingerprint: dict[str, Any] | None,
         every: int | None = None,
         best_by: str = "test_accuracy",
         flag_of: Callable[[str], str] = str,
@@ -86,8 +86,13 @@ class Checkpoints:
 
     @property
     def last(self) -> int | None:
-        """The step of the last whole checkpoint."""
+        """The step of the newest whole checkpoint."""
         return self._manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, in increasing order."""
+        return sorted(self._manager.all_steps())
 
     def steps_until_due(self, step: int) -> int:
         """Returns after how many further steps the next checkpoint within an epoch is due."""
@@ -137,13 +142,18 @@ class Checkpoints:
         except Exception as error:
             raise self._not_written(error) from error
 
-    def progress(self) -> tuple[int, dict[str, Any]] | None:
-        """Step of the last checkpoint, and what it has beside the state; None where there is none.
+    def progress(self, step: int | None = None) -> tuple[int, dict[str, Any]] | None:
+        """Returns the step of a checkpoint, and what it has beside the state.
+
+        Args:
+          step: of the checkpoint; None for the newest one, of which there may be none.
 
         Raises:
-          CheckpointError: if it is of another run, or damaged.
+          CheckpointError: if it is of another run, damaged, or not there.
         """
-        step = self.last
+        if step is not None and step not in self.steps:
+            raise CheckpointError(f"{self.folder} has no checkpoint {step}, but {self.steps}")
+        step = self.last if step is None else step
         if step is None:
             return None
         where = self.folder / str(step)
@@ -153,39 +163,44 @@ class Checkpoints:
             fingerprint, _ = progress["fingerprint"], progress["records"]
         except Exception as error:
             raise self._damaged(step, f"cannot be read: {_first_line(error)}") from error
+        if self._fingerprint is None:
+            return step, progress
         if differing := differences(fingerprint, self._fingerprint, self._flag_of):
             message = f"{where} is of another run: {', '.join(differing.values())}"
             raise OtherRun(message, differing.keys())
         return step, progress
 
-    def restore(self, example: Tree) -> tuple[int, State, list[dict[str, Any]]] | None:
-        """Step, state and records of the last checkpoint; None where there is none.
+    def restore(
+        self, example: Tree, step: int | None = None
+    ) -> tuple[int, State, list[dict[str, Any]]] | None:
+        """Returns step, state and records of a checkpoint.
 
         Args:
           example: a state (or its shapes, dtypes and shardings) of the run.
+          step: of the checkpoint; None for the newest one, of which there may be none.
 
         Raises:
-          CheckpointError: if it is of another run, or damaged.
+          CheckpointError: if it is of another run, damaged, or not there.
         """
-        saved = self.progress()
+        saved = self.progress(step)
         if saved is None:
             return None
         step, progress = saved
         where = self.folder / str(step)
-        there, here = progress.get("arrays"), _described(example)
-        if there not in (None, here):  # Older checkpoints do not have it.
+        there, here = progress["arrays"], _described(example)
+        if there != here:
             name = min(n for n in {*there, *here} if there.get(n) != here.get(n))
             raise CheckpointError(
-                f"{where} is of another run: all flags are the same, but {name} is "
+                f"{where} is of another run: all settings are the same, but {name} is "
                 f"{there.get(name, 'not')} there and {here.get(name, 'not')} here; it was saved "
-                "by another version of the package, or with other data"
+                "by another version of the package"
             )
         try:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(example))
             state = self._manager.restore(step, args=items).state
         except Exception as error:
             raise self._damaged(step, f"cannot be read: {_first_line(error)}") from error
-        if progress.get("checksum") not in (None, _checksum(state)):
+        if progress["checksum"] != _checksum(state):
             raise self._damaged(step, "is damaged: its arrays are not those that were saved")
         return step, state, progress["records"]
 
@@ -200,7 +215,7 @@ class Checkpoints:
     def _damaged(self, step: int, what: str) -> CheckpointError:
         """An error that names what can be resumed from instead."""
         where = self.folder / str(step)
-        older = [other for other in self._manager.all_steps() if other < step]
+        older = [other for other in self.steps if other < step]
         instead = f"to resume from step {max(older)}" if older else "to begin anew"
         return CheckpointError(f"{where} {what}; remove it {instead}")
 

@@ -291,11 +291,12 @@ def train(
             losses.add(done, loss)
             clock.count(count * run.batch_size * len(seeds), loss)
             if done < end:  # At the end of an epoch there is more to save than the state.
-                asked = stop is not None and stop.requested
-                if asked or checkpoints.due(done):
+                if checkpoints.due(done):
                     losses.check()
                     checkpoints.save(done, state, records)
-                if asked:
+                if stop is not None and stop.requested:
+                    losses.check()
+                    checkpoints.save(done, state, records)
                     raise _stopped(run, done, stop, checkpoints)
         losses.check()
         timing = clock.read()

@@ -17,11 +17,13 @@ import main
 import numpy as np
 import optax
 import pytest
-from experiments import data, training
+from experiments import data, devices, evaluation, steps, train
 from experiments import models as networks
+from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments.schedules import Stages
 from experiments.signals import Stop
-from experiments.training import devices, evaluation, steps
-from experiments.training.checkpoints import CheckpointError, Checkpoints
+from experiments.steps import Model, init_state, init_weights
+from experiments.train import Run, Stopped
 from flax import nnx
 
 import slrla_jax
@@ -52,20 +54,19 @@ class Dropped(nnx.Module):
         return self.head(self.dropout(x.reshape(len(x), -1), deterministic=not train))
 
 
-def make_run(dataset, network=Dropped, *, one_device=True, tx=None, **settings):
+def make_run(dataset, network=Dropped, *, one_device=True, tx=None, steps=18, **settings):
     make = functools.partial(network, dataset.image_shape, dataset.classes)
-    model = training.Model(make, dataset)
     if one_device:
         settings["devices"] = jax.devices()[:1]
-    return training.Run(
+    return Run(
         **{
             "label": "test",
-            "model": model,
+            "model": Model(make, dataset),
             "dataset": dataset,
             "tx": tx or slrla_jax.slrla_sgd(0.1, 0.2, 7, 5, 0.5, weight_decay=1e-3),
             "slow_params": slrla_jax.slow_params,
+            "stages": Stages((0.1,), (steps,)),
             "epochs": 3,
-            "steps": 18,
             "batch_size": 8,
             "recalibrate": network is Dropped,
             **settings,
@@ -74,11 +75,11 @@ def make_run(dataset, network=Dropped, *, one_device=True, tx=None, **settings):
 
 
 def records(run, seeds=(0,), **options):
-    return [epoch.record for epoch in training.train(run, seeds, **options)]
+    return [epoch.record for epoch in train.train(run, seeds, **options)]
 
 
 def saved_state(checkpoints, run, seed=0):
-    example = training.init_state(run.model, run.tx, seed)
+    example = init_state(run.model, run.tx, seed)
     return checkpoints.restore(example)
 
 
@@ -120,7 +121,7 @@ def test_a_step_takes_the_place_of_the_state_before(small):
     run = make_run(small, networks.SoftmaxRegression)
     compiled = devices.compile_steps(run.model, run.tx, tuple(run.devices), together=False)
     pool = compiled.put_pool((small.train_images, small.train_labels))
-    before = compiled.put_state(training.init_state(run.model, run.tx, 0))
+    before = compiled.put_state(init_state(run.model, run.tx, 0))
     compiled.train(pool, before, compiled.put_batches(np.arange(8)[None, None]))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
 
@@ -147,7 +148,7 @@ def test_eight_devices_give_the_run_of_one(small):
 def test_the_optimizer_gets_loss_and_further_gradients(small):
     """SAM through the loop, as it is written down; statistics move once a step."""
     run = make_run(small, tx=slrla_jax.sam(optax.sgd(0.1), 0.05), slow_params=None)
-    state = training.init_state(run.model, run.tx, 0)
+    state = init_state(run.model, run.tx, 0)
     batch = np.arange(8)
     pool = (small.train_images, small.train_labels)
     inputs = small.standardise(small.train_images[batch])
@@ -192,7 +193,7 @@ def test_augmentation_is_a_function_of_seed_and_step(small):
 
 def test_scores_count_every_image_once(small):
     run = make_run(small, networks.SoftmaxRegression)
-    params, stats = training.init_weights(run.model, 0)
+    params, stats = init_weights(run.model, 0)
     logits = nnx.merge(run.model.graph, params, stats)(
         small.standardise(small.test_images), train=False
     )
@@ -217,7 +218,7 @@ def test_evaluation_may_be_rarer(small):
 def test_recalibrated_statistics_are_means_over_batches(small):
     run = make_run(small)
     compiled = devices.compile_steps(run.model, run.tx, tuple(run.devices), together=False)
-    state = training.init_state(run.model, run.tx, 0)
+    state = init_state(run.model, run.tx, 0)
     pool = compiled.put_pool((small.train_images, small.train_labels))
     batches = [np.arange(8), np.arange(8, 16), np.arange(3, 11)]
     stats = evaluation.recalibrated(compiled, pool, state.params, state.stats, iter(batches))
@@ -242,7 +243,7 @@ def test_going_on_equals_not_stopping(small, tmp_path, moment):
 
     parts = Checkpoints(tmp_path / "parts", {"a": 1}, every=moment)
     before = []
-    for epoch in training.train(run, (0,), checkpoints=parts):
+    for epoch in train.train(run, (0,), checkpoints=parts):
         before.append(epoch.record)
         if len(before) == 2:
             break
@@ -259,11 +260,11 @@ def test_a_signal_at_the_end_of_an_epoch(small, tmp_path, number):
     records(run, checkpoints=want)
     checkpoints = Checkpoints(tmp_path / "parts", {})
     with Stop() as stop:
-        epochs = training.train(run, (0,), checkpoints=checkpoints, stop=stop)
+        epochs = train.train(run, (0,), checkpoints=checkpoints, stop=stop)
         for _ in range(2):
             next(epochs)
         os.kill(os.getpid(), number)
-        with pytest.raises(training.Stopped, match="stopped after 6 of 18 steps") as stopped:
+        with pytest.raises(Stopped, match="stopped after 6 of 18 steps") as stopped:
             next(epochs)
     assert stopped.value.number == number
     records(run, checkpoints=checkpoints)
@@ -282,7 +283,7 @@ def test_a_request_to_stop_is_granted_within_an_epoch(small, tmp_path):
     run = make_run(small)
     want = records(run)
     checkpoints = Checkpoints(tmp_path, {})
-    with pytest.raises(training.Stopped, match="stopped after 8 of 18 steps"):
+    with pytest.raises(Stopped, match="stopped after 8 of 18 steps"):
         records(run, checkpoints=checkpoints, stop=AskedForTheNinthTime())
     assert checkpoints.last == 8
     assert records(run, checkpoints=checkpoints) == want
@@ -292,7 +293,7 @@ def test_seeds_together_go_on_too(small, tmp_path):
     run = make_run(small, networks.SoftmaxRegression)
     want = records(run, (1, 2))
     checkpoints = Checkpoints(tmp_path, {}, every=4)
-    epochs = training.train(run, (1, 2), checkpoints=checkpoints)
+    epochs = train.train(run, (1, 2), checkpoints=checkpoints)
     for _ in range(4):
         next(epochs)
     checkpoints.wait()
@@ -303,7 +304,7 @@ def test_seeds_together_go_on_too(small, tmp_path):
 def test_an_extended_run_is_one_that_was_longer_from_the_start(small, tmp_path, moment):
     """Stopped in the extension too, or not: after 20 steps in three epochs it has two more of 6."""
     run = make_run(small, steps=20)
-    longer = dataclasses.replace(run, epochs=5, steps=32, more_epochs=2)
+    longer = dataclasses.replace(run, epochs=5, stages=run.stages.longer(12), more_epochs=2)
     assert [longer.end_of(epoch) for epoch in range(6)] == [0, 6, 12, 20, 26, 32]
     steps_ = (0, 1, 6, 7, 18, 19, 20, 21, 26, 27, 32)
     assert [longer.epoch_of(step) for step in steps_] == [0, 1, 1, 2, 3, 3, 3, 4, 4, 5, 5]
@@ -320,7 +321,7 @@ def test_an_extended_run_is_one_that_was_longer_from_the_start(small, tmp_path, 
             number = None
             requested = property(lambda self: parts.last == moment)
 
-        with pytest.raises(training.Stopped, match=f"stopped after {moment} of 32 steps"):
+        with pytest.raises(Stopped, match=f"stopped after {moment} of 32 steps"):
             records(longer, checkpoints=parts, stop=AskedAt())
     assert records(longer, checkpoints=parts) == want
     assert_same_bits(saved_state(parts, run)[1], saved_state(whole, run)[1])
@@ -330,7 +331,7 @@ def test_another_number_of_devices_may_go_on(small, tmp_path):
     run = make_run(small, networks.SoftmaxRegression, one_device=False)
     want = records(run)
     checkpoints = Checkpoints(tmp_path, {})
-    epochs = training.train(run, (0,), checkpoints=checkpoints)
+    epochs = train.train(run, (0,), checkpoints=checkpoints)
     for _ in range(2):
         next(epochs)
     checkpoints.wait()
@@ -405,7 +406,7 @@ def test_divergence_names_the_last_good_checkpoint(small, tmp_path):
     huge = optax.join_schedules([lambda _: 0.1, lambda _: 1e38], [8])
     run = make_run(small, networks.SoftmaxRegression, tx=optax.sgd(huge), slow_params=None)
     checkpoints = Checkpoints(tmp_path, {})
-    with pytest.raises(training.Diverged, match=r"in epoch 2 .*the last good checkpoint: 6"):
+    with pytest.raises(train.Diverged, match=r"in epoch 2 .*the last good checkpoint: 6"):
         records(run, checkpoints=checkpoints)
     checkpoints.wait()
     assert checkpoints.last == 6
@@ -545,7 +546,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
     """A limit on the size of files stands for it: to write beyond is an error as well."""
     limited = (
         "import resource, runpy, signal, sys\n"
-        "from experiments.training import Checkpoints\n"
+        "from experiments.checkpoints import Checkpoints\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "save = Checkpoints.save\n"
         "def limit(self, step, *rest):\n"
