@@ -36,7 +36,7 @@ def multilayer_lookahead(
       inner: the inner optimizer; see `lookahead`.
       sync_periods: k_1, …, k_L, innermost layer first, each in steps of the layer below;
         each is a number, a traced array, or a schedule of the 0-based optimizer step.
-      slow_step_sizes: α_1, …, α_L, likewise.
+      slow_step_sizes: α_1, …, α_L, in the same form.
       sync_moments: what the syncs of every layer do to the moments of `inner`; see
         `lookahead`.
       slow_dtype: the dtype of the slow copies; see `lookahead`.
