@@ -1,14 +1,15 @@
-"""How many CIFAR-size images a second a training step takes in, crops, flips and standardises.
+"""Throughput of gathering, cropping, flipping and standardising CIFAR-size images.
 
     python benchmarks/augment.py --json benchmarks/results/augment.json     # half a minute
     python benchmarks/augment.py --small                                    # a smoke test
 
-The images are random uint8 of 32×32×3 in the device's memory, the batches indices into them, as
-in the examples. As in training, what is done to a batch is part of a larger program: here of a
-compiled loop over 20 batches, each of which is written out. The last row calls a program for
-every batch and waits for it, as nothing in the examples does.
+The images are random uint8 arrays of shape 32×32×3 in device memory, and a batch is an array of
+indices into them, as in the examples. As in training, the augmentation is part of a larger program:
+here of a compiled loop over 20 batches that writes out every batch. The last row instead calls one
+program per batch and waits for it, which the examples never do.
 
-What else runs on the machine makes a round slower, never faster, so the best is shown too.
+Other programs running on the machine can only make a round slower, never faster, so the best round
+is shown as well.
 """
 
 import argparse
@@ -33,12 +34,12 @@ AIM = 300_000
 
 
 def main() -> None:
-    """Runs the benchmark as the command line says."""
+    """Runs the benchmark with the settings of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--batch_size", type=int, default=128, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=100, help="(default: %(default)s)")
-    parser.add_argument("--small", action="store_true", help="a test, no measurement")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--small", action="store_true", help="a smoke test, not a measurement")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     flags = parser.parse_args()
     size, steps = (1_000, 2) if flags.small else (50_000, 20)
     results = {
@@ -74,7 +75,7 @@ def random_images(size: int) -> Dataset:
 
 
 def ways(dataset: Dataset, batch_size: int, steps: int) -> dict[str, Callable[[], Any]]:
-    """What is timed: functions that take in as many batches as there are steps."""
+    """The functions to time; each processes `steps` batches."""
     rng = np.random.default_rng(0)
     indices = rng.integers(0, dataset.train_size, (steps, batch_size), np.int32)
     pool = jax.device_put(dataset.train_images)
@@ -111,7 +112,7 @@ def ways(dataset: Dataset, batch_size: int, steps: int) -> dict[str, Callable[[]
 
 
 def sliced(key: jax.Array, pool: jax.Array, chosen: jax.Array) -> jax.Array:
-    """The obvious way to crop and flip, to compare with."""
+    """The obvious way to crop and flip, for comparison."""
     border = (PADDING, PADDING)
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -127,7 +128,7 @@ def sliced(key: jax.Array, pool: jax.Array, chosen: jax.Array) -> jax.Array:
 def take_turns(
     run: dict[str, Callable[[], Any]], images: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Images a second of each way in each round, a way taking in so many images."""
+    """Images per second of each function in each round; each call processes `images` images."""
     rates: dict[str, list[float]] = {name: [] for name in run}
     for way in run.values():
         jax.block_until_ready(way())
@@ -140,18 +141,18 @@ def take_turns(
 
 
 def report(results: dict[str, Any]) -> str:
-    """The table of a run, in Markdown."""
+    """Formats the results as Markdown."""
     rows = []
     for name, rates in results["images_per_second"].items():
         low, median, high = np.quantile(rates, [0.25, 0.5, 0.75])
         rows.append([name, f"{median:,.0f}", f"{low:,.0f}–{high:,.0f}", f"{max(rates):,.0f}"])
     parts = [
         f"{heading(results)} Batches of {results['batch_size']}; {results['rounds']} rounds of "
-        f"{results['batches_per_timing']} batches. Aimed at: {AIM:,} images a second.",
-        markdown(["", "images a second", "quartiles", "best"], rows),
+        f"{results['batches_per_timing']} batches. Target: {AIM:,} images per second.",
+        markdown(["", "images per second", "quartiles", "best"], rows),
     ]
     if results["small"]:
-        parts.insert(1, "**These are too few images: no measurements.**")
+        parts.insert(1, "**These are too few images: not measurements.**")
     return "\n\n".join(parts)
 
 

@@ -1,16 +1,15 @@
-"""The update's program for a TPU v5e or an H100, compiled on a machine that has neither.
+"""Compiles the updates for a TPU v5e or an H100 on a machine that has neither.
 
     python benchmarks/compile_ahead.py tpu --json benchmarks/results/compile_ahead_tpu.json
     python benchmarks/compile_ahead.py cuda --json benchmarks/results/compile_ahead_cuda.json
     python benchmarks/compile_ahead.py --show benchmarks/results/compile_ahead_tpu.json
 
-Nothing is run, so there are no times: it prints what the compiler for the accelerator
-says of each program of `update.py`, its temporaries, the bytes that its instructions
-access, its fusions and its copies.
+Nothing is run, so there are no times. For each program of `update.py` it prints the figures of
+the accelerator's compiler: temporaries, bytes accessed, fusions and copies.
 
-Each target needs a compiler of its own, best in a virtual environment of its own: the
-extra `compile-tpu` for `tpu` (libtpu, 684 MB), `compile-cuda` for `cuda` (jax's CUDA
-plugin; its version is jax's).
+Each target needs its own compiler, preferably in a separate virtual environment: the extra
+`compile-tpu` for `tpu` (libtpu, 684 MB), or `compile-cuda` for `cuda` (jax's CUDA plugin, in the
+same version as jax).
 """
 
 import argparse
@@ -21,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# libtpu looks for a TPU's surroundings when it is loaded, and jax for its devices.
+# Must be set before libtpu and jax are imported: they read it to look for devices.
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -37,7 +36,7 @@ from tables import TITLES, programs_table, versions
 
 TARGETS = {"tpu": "TPU v5e", "cuda": "NVIDIA H100 SXM"}
 
-# What XLA must know of a GPU that is not there, from NVIDIA's data sheets.
+# The description of the absent GPU that XLA needs, from NVIDIA's data sheets.
 H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 }
@@ -71,11 +70,11 @@ dnn_version_info { major: 9 minor: 8 }
 
 
 def main() -> None:
-    """Compiles for the target of the command line, and prints the tables."""
+    """Compiles for the target given on the command line, and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("target", nargs="?", choices=TARGETS)
-    parser.add_argument("--small", action="store_true", help="a tiny tree: a test")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--small", action="store_true", help="a tiny tree, as a smoke test")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a file")
     flags = parser.parse_args()
     if (flags.target is None) == (flags.show is None):
@@ -91,7 +90,7 @@ def main() -> None:
 
 
 def compile_all(target: str, small: bool) -> dict[str, Any]:
-    """What the target's compiler says of every contender's update."""
+    """Compiles every contender's update for the target and collects the compiler's figures."""
     shapes = resnet34((1,), 8, 10) if small else resnet34()
     sharding = jax.sharding.SingleDeviceSharding(device_of(target))
     params = {
@@ -116,11 +115,11 @@ def compile_all(target: str, small: bool) -> dict[str, Any]:
 def compile_contenders(
     compared: list[Contender], params: dict[str, jax.ShapeDtypeStruct]
 ) -> dict[str, Any]:
-    """The facts of each program, by the contender's name."""
+    """The figures of each program, by the name of its contender."""
     (sharding,) = {x.sharding for x in params.values()}
     facts, kept = {}, {}
     for contender in compared:
-        # What is evaluated abstractly forgets its device.
+        # Abstract evaluation does not preserve the device.
         own_params, state = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             jax.eval_shape(contender.start, params),
@@ -136,7 +135,7 @@ def compile_contenders(
 
 
 def device_of(target: str) -> Any:
-    """A device that is known to its compiler only."""
+    """A device of the target that exists only in its compiler."""
     if target == "tpu":
         return topologies.get_topology_desc("v5e:2x2", platform="tpu").devices[0]
     return topologies.get_topology_desc(
@@ -145,7 +144,7 @@ def device_of(target: str) -> Any:
 
 
 def report(results: dict[str, Any]) -> str:
-    """The tables of a run, in Markdown."""
+    """Formats the results as Markdown."""
     parts = [
         f"`{results['command']}` on {results['date'][:10]}: for {TARGETS[results['target']]}; "
         + ", ".join(f"{package} {version}" for package, version in results["versions"].items())

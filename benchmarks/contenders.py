@@ -1,4 +1,4 @@
-"""What the benchmarks compare: a tree of parameters, optimizers, and their compiled updates."""
+"""The compared optimizers, the params they update, and their compiled programs."""
 
 import re
 import warnings
@@ -32,10 +32,10 @@ class Contender:
     """A transformation around one of the optimizers.
 
     Attributes:
-      name: its name in tables.
+      name: its name in the tables.
       transform: the transformation.
       pair: whether its params are optax's pair of fast and slow weights.
-      loss: the loss that every update is told of, where it asks for one.
+      loss: the loss passed to every update, if the transformation needs one.
     """
 
     name: str
@@ -44,19 +44,19 @@ class Contender:
     loss: float | None = None
 
     def start(self, params: Any) -> tuple[Any, Any]:
-        """The params as the transform wants them, in buffers of their own, and its state."""
+        """New buffers with the params in the form the transformation needs, and its state."""
         own = optax.LookaheadParams(_copy(params), _copy(params)) if self.pair else _copy(params)
         return own, self.transform.init(own)
 
     def step(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        """One update as a training loop makes it."""
+        """One update, as in a training loop."""
         told = {} if self.loss is None else {"value": self.loss}
         updates, state = self.transform.update(grads, state, params, **told)
         return state, optax.apply_updates(params, updates)
 
 
 def contenders(optimizer: str) -> list[Contender]:
-    """The inner optimizer alone, first, and all that is put around it or in its place."""
+    """The inner optimizer alone, followed by everything that wraps or replaces it."""
     make = OPTIMIZERS[optimizer]
     inner = make(LEARNING_RATE)
     stages = [
@@ -74,12 +74,12 @@ def contenders(optimizer: str) -> list[Contender]:
         Contender("optax.lookahead", optax.lookahead(inner, SYNC_PERIOD, SLOW_STEP_SIZE), True),
     ]
     if optimizer == "momentum":
-        # The one transform whose anchor is the slow weights themselves.
+        # The only transformation whose anchor is the slow weights themselves.
         shared = slrla_jax.slrla_sgd(
             LEARNING_RATE, BETA, None, SYNC_PERIOD, SLOW_STEP_SIZE, MOMENTUM
         )
         found.insert(3, Contender("slrla_sgd", shared))
-        # Two that take the place of the inner optimizer.
+        # Two transformations that replace the inner optimizer.
         adaloss = slrla_jax.adaloss(LEARNING_RATE, momentum=MOMENTUM)
         adagrad_norm = slrla_jax.adagrad_norm(LEARNING_RATE, momentum=MOMENTUM)
         found.insert(-1, Contender("adaloss", adaloss, loss=1.0))
@@ -92,7 +92,7 @@ def contenders(optimizer: str) -> list[Contender]:
 def resnet34(
     blocks: tuple[int, ...] = (3, 4, 6, 3), width: int = 64, classes: int = 1000
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of a ResNet of basic blocks by name: 21.8 M parameters in 110 leaves."""
+    """Shapes of the params of a ResNet of basic blocks, by name: 21.8 M in 110 leaves."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def convolution(name: str, size: int, inputs: int, outputs: int) -> None:
@@ -116,7 +116,7 @@ def resnet34(
 def random_tree(
     shapes: dict[str, tuple[int, ...]], rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Float32 values of standard deviation 0.1."""
+    """Random float32 values with standard deviation 0.1."""
     return {
         name: (0.1 * rng.standard_normal(shape)).astype(np.float32)
         for name, shape in shapes.items()
@@ -124,24 +124,24 @@ def random_tree(
 
 
 class Program:
-    """A contender's update, compiled with params and state donated, and what it works on."""
+    """A contender's update, compiled with params and state donated, and its current arguments."""
 
     def __init__(self, contender: Contender, params: Any, grads: Any):
         self.params, self.state = contender.start(params)
         self.grads = grads
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # for donated buffers that cannot be used
+            warnings.simplefilter("error")  # about donated buffers that cannot be used
             step = jax.jit(contender.step, donate_argnums=(1, 2))
             self.compiled = step.lower(grads, self.state, self.params).compile()
 
     def run(self, steps: int) -> None:
-        """Makes some steps and waits for them."""
+        """Runs some steps and waits for them."""
         for _ in range(steps):
             self.state, self.params = self.compiled(self.grads, self.state, self.params)
         jax.block_until_ready((self.state, self.params))
 
     def check_donation(self) -> None:
-        """Makes a step; raises if any buffer of params or state outlives it."""
+        """Runs a step; raises if a buffer of the old params or state survives it."""
         before = jax.tree.leaves((self.state, self.params))
         self.run(1)
         if not all(leaf.is_deleted() for leaf in before):
@@ -149,13 +149,13 @@ class Program:
 
 
 def program_facts(compiled: Any) -> dict[str, Any]:
-    """What the compiler says of a program.
+    """The compiler's figures for a program.
 
     Returns:
-      In bytes, `temporaries`, `accessed` (by all instructions; None where the
-      backend does not say) and `least` (arguments and results, each once); the number
-      of `fusions` and of `copies` that make arrays. Scalars are not counted, nor are
-      transfers to and from the nearer memory of a TPU (marked S(1)).
+      In bytes: `temporaries`, `accessed` (by all instructions; None if the backend does not
+      report it) and `least` (arguments and results, each once). As counts: the `fusions` and
+      `copies` that make arrays. Scalars are not counted, nor are transfers to and from the
+      faster memory of a TPU (marked S(1)).
     """
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     made = re.findall(r"= (\(.*?\)|\S+) (fusion|copy|copy-start)\(", compiled.as_text())
@@ -174,7 +174,7 @@ def program_facts(compiled: Any) -> dict[str, Any]:
 
 
 def tree_bytes(tree: Any) -> int:
-    """Bytes of all leaves."""
+    """The total size of all leaves in bytes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 

@@ -1,4 +1,4 @@
-"""Writes the tables of `results/` into `README.md`, between the marks that name them.
+"""Writes the tables of `results/` into `README.md`, between the marks that name their files.
 
     python benchmarks/fill_readme.py
 
@@ -24,7 +24,7 @@ PROGRAMS = {
 
 
 def main() -> None:
-    """Fills every pair of marks anew."""
+    """Replaces the text between every pair of marks."""
     readme = HERE / "README.md"
     readme.write_text(
         re.sub(r"<!-- (results/\S+) -->\n.*?<!-- end -->", fill, readme.read_text(), flags=re.S)
@@ -32,10 +32,10 @@ def main() -> None:
 
 
 def fill(marks: re.Match[str]) -> str:
-    """The marks with the tables of the file they name, if there is one."""
+    """The marks with the tables of the file that they name, if the file exists."""
     file = HERE / marks[1]
     if not file.exists():
-        print(f"{marks[1]} is not there yet.")
+        print(f"{marks[1]} does not exist yet.")
         return marks[0]
     results = json.loads(file.read_text())
     program = re.match(r"python benchmarks/(\w+).py", results["command"])[1]

@@ -1,18 +1,17 @@
-"""Time of a training step with Lookbehind, against the same step with 2k gradients.
+"""Time of a training step with Lookbehind, compared with the same step with 2k gradients.
 
     python benchmarks/lookbehind.py --json benchmarks/results/lookbehind.json
     python benchmarks/lookbehind.py --small                                    # a smoke test
     python benchmarks/lookbehind.py --show benchmarks/results/lookbehind.json  # the tables again
 
-A training step is one jitted function, with all of its state donated: loss and gradient
-on a batch, statistics of batch normalisation, update. The network is the small ResNet of
-the examples.
+A training step is one jit-compiled function, with all of its state donated: loss and gradient on a
+batch, BatchNorm statistics, and update. The network is the small ResNet of the examples.
 
-In each of its k ascents Lookbehind's released code evaluates a gradient to ascend with,
-and at the point it comes to, one to descend with. From there the next ascent starts, so
-that all but the first of the former repeat the last of the latter. `slrla_jax.lookbehind`
-uses each gradient twice. That makes k + 1 instead of 2k, and if gradients were all that
-takes time, a step would take (k + 1)/2k as long: 0.75, 0.60 and 0.55 for k = 2, 5 and 10.
+In each of its k ascent steps, Lookbehind's released code evaluates a gradient to ascend with and,
+at the point it reaches, a gradient to descend with. The next ascent step starts at that point, so
+its first gradient repeats the previous descent gradient. `slrla_jax.lookbehind` evaluates it only
+once, which makes k + 1 gradients instead of 2k. If only gradient evaluations took time, a step
+would take (k + 1)/2k of the time: 0.75, 0.60 and 0.55 for k = 2, 5 and 10.
 """
 
 import argparse
@@ -41,11 +40,11 @@ STEPS_PER_TIMING = 5
 
 
 class State(NamedTuple):
-    """What a training step takes and returns.
+    """The state of training.
 
     Attributes:
-      params: the weights that are trained.
-      stats: means and variances of batch normalisation.
+      params: the trained weights.
+      stats: the running statistics of BatchNorm.
       opt_state: the optimizer's state.
     """
 
@@ -55,13 +54,13 @@ class State(NamedTuple):
 
 
 class Problem:
-    """A network, a batch, and the training steps that are compared."""
+    """A network, a batch, and the compared training steps."""
 
     def __init__(self, widths: tuple[int, ...], size: int, batch_size: int, seed: int):
 
         @jax.jit
         def init() -> Any:
-            rngs = nnx.Rngs(jax.random.key(seed, impl="rbg"))  # Compiles sooner than the default.
+            rngs = nnx.Rngs(jax.random.key(seed, impl="rbg"))  # Compiles faster than the default.
             model = ResNet((size, size, 1), CLASSES, rngs=rngs, widths=widths)
             graph, *weights = nnx.split(model, nnx.Param, ...)
             return graph, *nnx.as_pure(weights)
@@ -82,7 +81,7 @@ class Problem:
     def step(
         self, tx: optax.GradientTransformation, state: State, batch: Batch, same_batch: Batch
     ) -> State:
-        """A step of our own: `tx` calls for what gradients it needs besides the first."""
+        """A step with this package: `tx` calls `grad_fn` for all gradients but the first."""
         del same_batch
         grads, stats = self.gradient(state.params, state.stats, *batch)
         updates, opt_state = optax.with_extra_args_support(tx).update(
@@ -96,7 +95,7 @@ class Problem:
     def released_step(
         self, ascent_steps: int, state: State, batch: Batch, same_batch: Batch
     ) -> State:
-        """The order of the released code: 2k gradients, and the statistics of them all."""
+        """A step as in the released code: 2k gradients, all of which update the statistics."""
         theta, stats, opt_state = state
         behind = fast = theta
         for _ in range(ascent_steps):
@@ -112,14 +111,14 @@ class Problem:
     def merged_step(
         self, ascent_steps: int, state: State, batch: Batch, same_batch: Batch
     ) -> State:
-        """The same, without keeping XLA from seeing which gradients are the same."""
+        """The same step, in which XLA can recognise the repeated gradients."""
         del same_batch
         return self.released_step(ascent_steps, state, batch, batch)
 
     def contenders(
         self, ascent_steps: Sequence[int]
     ) -> dict[str, tuple[int, Callable[..., State]]]:
-        """By name, the number of gradients in a step, and the step."""
+        """The number of gradients per step and the step itself, by name."""
         found = {
             "sgd": (1, partial(self.step, self.inner)),
             "sam": (2, partial(self.step, slrla_jax.sam(self.inner, RHO))),
@@ -133,11 +132,11 @@ class Problem:
 
 
 class Program:
-    """A training step, compiled with its state donated, and the state it works on."""
+    """A training step, compiled with its state donated, and its current state."""
 
     def __init__(self, step: Callable[..., State], problem: Problem):
-        # XLA takes two evaluations of a gradient for one, where it can tell that they are;
-        # not so where they read different copies of the batch.
+        # XLA merges repeated gradient evaluations if it can prove that they are equal, which
+        # it cannot if they read different copies of the batch.
         self.batches = problem.batch, jax.tree.map(lambda leaf: leaf.copy(), problem.batch)
         start = State(problem.params, problem.stats, problem.inner.init(problem.params))
         self.state = jax.tree.map(lambda leaf: leaf.copy(), start)
@@ -145,23 +144,25 @@ class Program:
 
     @property
     def flops(self) -> float:
-        """Operations of a step, as the compiler counts them."""
+        """The number of operations of a step, by the compiler's count."""
         return self.compiled.cost_analysis()["flops"]
 
     def run(self, steps: int) -> None:
-        """Makes some steps and waits for them."""
+        """Runs some steps and waits for them."""
         for _ in range(steps):
             self.state = self.compiled(self.state, *self.batches)
         jax.block_until_ready(self.state)
 
 
 def main() -> None:
-    """Runs the benchmark as the command line says."""
+    """Runs the benchmark with the settings of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, help="timings of each contender; 20, or 2 if small")
-    parser.add_argument("--seed", type=int, default=0, help="of the values and of the turns")
-    parser.add_argument("--small", action="store_true", help="a tiny network: no measurement")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument(
+        "--rounds", type=int, help="timings per contender (default: 20, or 2 with --small)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="for values and order (default: 0)")
+    parser.add_argument("--small", action="store_true", help="a tiny network, as a smoke test")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a file")
     flags = parser.parse_args()
 
@@ -175,7 +176,7 @@ def main() -> None:
 
 
 def measure(rounds: int, seed: int, small: bool) -> dict[str, Any]:
-    """All measurements, and the circumstances they were made in."""
+    """Takes all measurements, and records the conditions."""
     about = circumstances("flax")
     ascent_steps = (2,) if small else (2, 5, 10)
     widths, size, batch_size = ((2,), 4, 4) if small else ((16, 32), 14, 64)
@@ -205,7 +206,7 @@ def measure(rounds: int, seed: int, small: bool) -> dict[str, Any]:
 
 
 def check(programs: dict[str, Program], ascent_steps: Sequence[int]) -> None:
-    """Makes a step; raises if the two forms of Lookbehind come to different weights."""
+    """Runs a step; raises if the two forms of Lookbehind arrive at different weights."""
     for program in programs.values():
         program.run(1)
     for k in ascent_steps:
@@ -216,7 +217,7 @@ def check(programs: dict[str, Program], ascent_steps: Sequence[int]) -> None:
 
 
 def report(results: dict[str, Any]) -> str:
-    """The tables of a run, in Markdown."""
+    """Formats the results as Markdown."""
     size = results["image_size"]
     parts = [
         f"{heading(results)} A ResNet of {results['parameters']:,} parameters, batches of "
@@ -224,12 +225,12 @@ def report(results: dict[str, Any]) -> str:
         f"{results['steps_per_timing']} steps, seed {results['seed']}."
     ]
     if results["small"]:
-        parts.append("**The network is tiny: these are no measurements.**")
+        parts.append("**The network is tiny: these are not measurements.**")
     return "\n\n".join([*parts, steps_table(results), forms_table(results)])
 
 
 def steps_table(results: dict[str, Any]) -> str:
-    """Each contender's gradients, operations and time, and their ratios to plain SGD's."""
+    """Gradients, operations and time of each contender, and the ratios to plain SGD."""
     flops, times = results["flops"], results["milliseconds"]
     rows = [
         [
@@ -241,11 +242,11 @@ def steps_table(results: dict[str, Any]) -> str:
         ]
         for name, gradients in results["gradients"].items()
     ]
-    return markdown(["", "gradients", "flops, of sgd", "ms", "of sgd", "quartiles"], rows)
+    return markdown(["", "gradients", "flops / sgd", "ms", "ms / sgd", "quartiles"], rows)
 
 
 def forms_table(results: dict[str, Any]) -> str:
-    """Ours as a part of the 2k form: expected, in operations, and in time."""
+    """The ratio of our form to the 2k form: expected, in operations, and in time."""
     flops, times = results["flops"], results["milliseconds"]
     rows = []
     for k in results["ascent_steps"]:

@@ -1,21 +1,21 @@
-"""Which of many small mistakes in the package its tests notice.
+"""Checks which of many small mistakes in the package its tests notice.
 
     python benchmarks/mutations.py                      # the whole list; 10 to 20 minutes
-    python benchmarks/mutations.py --only _lookbehind   # the mistakes of one file
-    python benchmarks/mutations.py --only "dtype"       # those whose description has this word
+    python benchmarks/mutations.py --only _lookbehind   # the mistakes in one file
+    python benchmarks/mutations.py --only "dtype"       # those whose description contains this word
 
 `mutations.toml` lists the mistakes, each a single change to the code:
 
     file      the module of slrla_jax that is changed
-    what      what is broken by it, in a sentence
-    old, new  the text that is replaced, which must occur exactly once, and by what
-    tests     the tests that should notice it: their ids, relative to tests/
-    survives  only where no test can notice it: why that is so
+    what      what the change breaks, in a sentence
+    old, new  the text to replace, which must occur exactly once, and its replacement
+    tests     the ids of the tests that should notice the change, relative to tests/
+    survives  only if no test can notice the change: the reason
 
-The package and its tests are copied into a temporary folder. There all the tests that are
-named run on the unchanged code, and must pass; then each change is made in turn, and its tests
-must fail. The program fails where a change is not noticed and no reason is given, where one is
-noticed for which a reason is given, and where the list does not fit the code any more.
+The package and its tests are copied to a temporary folder. There all listed tests run on the
+unchanged code and must pass. Then each change is made in turn, and its tests must fail. The program
+fails if a change without a reason is not noticed, if a change with a reason is noticed, or if the
+list no longer fits the code.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from pathlib import Path
 from tables import markdown
 
 HERE = Path(__file__).parent
-AT_ONCE = "at_once"  # a plugin: no search for smaller examples once one has failed
+AT_ONCE = "at_once"  # a plugin that stops the search for smaller failing examples
 NOTICED, UNNOTICED, EXPLAINED, WRONGLY_EXPLAINED, BROKEN = OUTCOMES = (
     "noticed",
     "not noticed",
@@ -45,15 +45,17 @@ NOTICED, UNNOTICED, EXPLAINED, WRONGLY_EXPLAINED, BROKEN = OUTCOMES = (
 
 
 def main() -> int:
-    """Runs the list as the command line says; 0 where nothing is wrong."""
+    """Runs the changes selected on the command line; returns 0 if nothing is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", default="", metavar="TEXT", help="what `file` or `what` has")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="text in `file` or `what` to select by"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: %(default)s)")
     flags = parser.parse_args()
     listed = tomllib.loads((HERE / "mutations.toml").read_text())["changes"]
     changes = [c for c in listed if flags.only in c["file"] or flags.only in c["what"]]
     if not changes:
-        sys.exit(f"No change has {flags.only!r} in its file or in what it breaks.")
+        sys.exit(f"No change has {flags.only!r} in its `file` or `what`.")
     outdated = [c for c in changes if occurrences(c) != 1 or c["old"] == c["new"]]
     for change in outdated:
         print(f"Does not apply: {change['file']}: {change['what']}\n{change['old']}\n")
@@ -73,12 +75,12 @@ def main() -> int:
 
 
 def occurrences(change: dict[str, str]) -> int:
-    """How often the text to be replaced is in the file."""
+    """How often the text to replace occurs in the file."""
     return (HERE.parent / "slrla_jax" / change["file"]).read_text().count(change["old"])
 
 
 def copied(folder: Path) -> Path:
-    """A folder with what the tests of the package need."""
+    """Copies everything that the tests of the package need to a folder, and returns it."""
     for part in ("slrla_jax", "tests", "docs", "README.md", "pyproject.toml"):
         source, ignored = HERE.parent / part, shutil.ignore_patterns("__pycache__")
         folder.mkdir(exist_ok=True)
@@ -95,13 +97,13 @@ def copied(folder: Path) -> Path:
 
 
 def run_tests(folder: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
-    """Runs tests on a copy, up to the first that fails."""
+    """Runs tests on a copy, up to the first failure."""
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", AT_ONCE]
     environment = os.environ | {
         "PYTHONPATH": str(folder),
-        # A byte-compiled file would be taken for that of the next change within the same second.
+        # Within the same second, a byte-compiled file would be taken for that of the next change.
         "PYTHONDONTWRITEBYTECODE": "1",
-        # No test needs one, and some take a second to be imported.
+        # No test needs a plugin, and some take a second to import.
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
     return subprocess.run(
@@ -116,7 +118,7 @@ def run_tests(folder: Path, tests: list[str]) -> subprocess.CompletedProcess[str
 def run_all(
     pool: ThreadPoolExecutor, copies: list[Path], changes: list[dict[str, str]]
 ) -> list[tuple[dict[str, str], str]]:
-    """Each change with what became of it, shown as it comes."""
+    """Runs every change and returns it with its outcome, printing each as it finishes."""
     free: queue.SimpleQueue[Path] = queue.SimpleQueue()
     for folder in copies:
         free.put(folder)
@@ -148,7 +150,7 @@ def run_all(
 
 
 def report(outcomes: list[tuple[dict[str, str], str]], seconds: float) -> str:
-    """How many changes came to what in each file, and those that were not just noticed."""
+    """Formats the number of changes per outcome and file, and lists those not simply noticed."""
     files = sorted({change["file"] for change, _ in outcomes})
     seen = [outcome for outcome in OUTCOMES if outcome in {o for _, o in outcomes}]
     counts = [

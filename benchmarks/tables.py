@@ -1,4 +1,4 @@
-"""Tables of results, in Markdown that reads well as plain text."""
+"""Tables of results, in Markdown that is readable as plain text."""
 
 import importlib.metadata
 import platform
@@ -12,7 +12,7 @@ MEGABYTE = 1e6
 
 
 def markdown(header: list[str], rows: list[list[Any]]) -> str:
-    """A table with its columns aligned, numbers to the right."""
+    """Formats a table with aligned columns, right-aligned if they hold numbers."""
     table = [header, *([str(cell) for cell in row] for row in rows)]
     columns = []
     for title, *cells in zip(*table, strict=True):
@@ -28,12 +28,12 @@ def markdown(header: list[str], rows: list[list[Any]]) -> str:
 
 
 def programs_table(programs: dict[str, Any]) -> str:
-    """What the compiler says of each program; see `contenders.program_facts`."""
+    """The compiler's figures for each program; see `contenders.program_facts`."""
     header = [
         "",
         "temporaries, MB",
         "bytes accessed, MB",
-        "arguments + results, of inner",
+        "(arguments + results) / inner",
         "fusions",
         "copies",
         "params held beyond inner",
@@ -54,7 +54,7 @@ def programs_table(programs: dict[str, Any]) -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Of Python and of the packages that are compared, those that are installed."""
+    """The versions of Python and of those compared packages that are installed."""
     found = {"python": platform.python_version(), "slrla-jax": slrla_jax.__version__}
     for package in ("jax", "jaxlib", "optax", *packages):
         try:

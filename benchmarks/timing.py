@@ -1,4 +1,4 @@
-"""Contenders that take turns, and the circumstances they were timed in."""
+"""Times contenders in turns, and records the conditions of the measurement."""
 
 import datetime
 import os
@@ -19,8 +19,8 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Milliseconds per step of each contender in each round.
 
-    In every round they take turns in random order: a step that is not timed, so that each
-    finds the caches and the threads as it leaves them itself, then `steps` that are.
+    In every round the contenders take turns in random order. Each takes one untimed step, which
+    leaves the caches and threads in the state of its own steps, and then `steps` timed steps.
     """
     times: dict[str, list[float]] = {name: [] for name in run}
     for name in run:
@@ -35,18 +35,18 @@ def take_turns(
 
 
 def ratios(times: dict[str, list[float]], name: str, base: str) -> np.ndarray:
-    """A contender's times as multiples of another's, round by round."""
+    """The ratios of one contender's times to those of another, round by round."""
     return np.asarray(times[name]) / np.asarray(times[base])
 
 
 def spread(times: dict[str, list[float]], name: str, base: str) -> list[str]:
-    """Median and quartiles of the ratios."""
+    """The median and quartiles of the ratios."""
     low, median, high = np.quantile(ratios(times, name, base), [0.25, 0.5, 0.75])
     return [f"{median:.2f}", f"{low:.2f}–{high:.2f}"]
 
 
 def circumstances(*packages: str) -> dict[str, Any]:
-    """The machine, how busy it is, the versions, the date and the command."""
+    """The machine and its load, the versions, the date and the command."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
@@ -64,7 +64,7 @@ def circumstances(*packages: str) -> dict[str, Any]:
 
 
 def heading(results: dict[str, Any]) -> str:
-    """The circumstances in a sentence."""
+    """The conditions of the measurement in one sentence."""
     of, on = results["machine"], results["versions"]
     return (
         f"`{results['command']}` on {results['date'][:10]}: {of['processor']}, {of['cores']} cores "

@@ -1,16 +1,16 @@
-"""Time and memory of one optimizer update, against the inner optimizer, optax and PyTorch.
+"""Time and memory of one optimizer update, compared with the inner optimizer, optax and PyTorch.
 
     python benchmarks/update.py --json benchmarks/results/update.json   # about 7 minutes
     python benchmarks/update.py --small                                 # a smoke test
     python benchmarks/update.py --show benchmarks/results/update.json   # the tables again
 
-An update is `tx.update` and `optax.apply_updates` in one jitted function with params
-and state donated, over the parameters of a ResNet-34. In every round each contender of
-one inner optimizer takes its turn, in random order: a step that is not timed, then one
-whole cycle, so that every timing has a sync in it. Ratios are taken within a round and
-their medians printed, so that a machine that slows down and recovers changes little.
+An update is `tx.update` and `optax.apply_updates` in one jit-compiled function with params and
+state donated, over the params of a ResNet-34. In every round, the contenders for one inner
+optimizer take turns in random order: each takes one untimed step and then one whole cycle, so that
+every timing contains a sync. Ratios are computed within a round and their medians printed, so a
+temporary slowdown of the machine has little effect.
 
-PyTorch's rows need `torch` and `pytorch_optimizer`, of the extra `benchmark`.
+The rows for PyTorch need `torch` and `pytorch_optimizer`, from the extra `benchmark`.
 """
 
 import argparse
@@ -47,8 +47,8 @@ except ImportError:
     torch = None
 
 
-# What is aimed at: contender, its base, inner optimizer, and the bound on the ratio of
-# their times; `>=` where the contender is the slower one by intention.
+# The targets: contender, baseline, inner optimizer, and the bound on the ratio of their times;
+# `>=` if the contender is expected to be the slower one.
 AIMS = [
     ("lookahead", "inner", "momentum", "<=", 1.45),
     ("lookahead", "inner", "adam", "<=", 1.35),
@@ -61,19 +61,21 @@ AIMS = [
     ("optax.lookahead", "lookahead", "adam", ">=", 3.0),
     ("optax.lookahead", "lookahead", "adamw", ">=", 3.0),
 ]
-# The others compute norms, for which a compiler needs partial sums.
+# The other transformations compute norms, for which the compiler needs temporary partial sums.
 FAMILY = ("lookahead", "multilayer_lookahead", "slrla_sgd", "slrla")
-# A flag, a counter or a step size in an array of its own is no temporary copy of anything.
+# In bytes. Temporaries for flags, counters and step sizes are not copies of params.
 SCALARS = 4096
 
 
 def main() -> None:
-    """Runs the benchmark as the command line says."""
+    """Runs the benchmark with the settings of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, help="timings of each contender; 40, or 2 if small")
-    parser.add_argument("--seed", type=int, default=0, help="of the values and of the turns")
-    parser.add_argument("--small", action="store_true", help="a tiny tree: a test, no measurement")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument(
+        "--rounds", type=int, help="timings per contender (default: 40, or 2 with --small)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="for values and order (default: 0)")
+    parser.add_argument("--small", action="store_true", help="a tiny tree, as a smoke test")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a file")
     flags = parser.parse_args()
 
@@ -81,7 +83,7 @@ def main() -> None:
         print(report(json.loads(flags.show.read_text())))
         return
     if torch is None:
-        print("PyTorch is skipped: `torch` or `pytorch_optimizer` is not installed.\n")
+        print("Skipping PyTorch: `torch` or `pytorch_optimizer` is not installed.\n")
     results = measure(flags.rounds or (2 if flags.small else 40), flags.seed, flags.small)
     print(report(results))
     if flags.json:
@@ -89,7 +91,7 @@ def main() -> None:
 
 
 def measure(rounds: int, seed: int, small: bool) -> dict[str, Any]:
-    """All measurements, and the circumstances they were made in."""
+    """Takes all measurements, and records the conditions."""
     rng = np.random.default_rng(seed)
     shapes = resnet34((1,), 8, 10) if small else resnet34()
     values, grads = random_tree(shapes, rng), random_tree(shapes, rng)
@@ -116,7 +118,7 @@ def measure_optimizer(
     rounds: int,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Times and programs of all that is put around one inner optimizer."""
+    """Measures all contenders for one inner optimizer."""
     on_device = jax.device_put(grads)
     programs = {c.name: Program(c, values, on_device) for c in contenders(optimizer)}
     facts = {}
@@ -136,7 +138,7 @@ def measure_optimizer(
 def torch_contenders(
     optimizer: str, values: dict[str, np.ndarray], grads: dict[str, np.ndarray]
 ) -> dict[str, Callable[[int], None]]:
-    """PyTorch's optimizer, as it is by default and fused, alone and with Lookahead."""
+    """PyTorch's optimizer, with its defaults and fused, alone and inside Lookahead."""
     torch.set_num_threads(os.cpu_count() or 1)
     makers = {
         "momentum": functools.partial(torch.optim.SGD, momentum=MOMENTUM),
@@ -166,35 +168,35 @@ def torch_contenders(
 
 
 def report(results: dict[str, Any]) -> str:
-    """The tables of a run, in Markdown."""
+    """Formats the results as Markdown."""
     parts = [
         f"{heading(results)} {results['parameters'] / 1e6:.1f} M parameters in "
         f"{results['leaves']} leaves; {results['rounds']} rounds of "
         f"{results['steps_per_timing']} steps, seed {results['seed']}."
     ]
     if results["small"]:
-        parts.append("**The tree is tiny: these are no measurements.**")
+        parts.append("**The tree is tiny: these are not measurements.**")
     for optimizer, found in results["optimizers"].items():
         parts += [f"### {TITLES[optimizer]}", times_table(found), programs_table(found["programs"])]
         if "torch inner" in found["milliseconds"]:
             parts.append(torch_table(found))
-    parts += ["### Aims", aims_table(results)]
+    parts += ["### Targets", aims_table(results)]
     return "\n\n".join(parts)
 
 
 def times_table(found: dict[str, Any]) -> str:
-    """Each contender's time, and its ratio to the inner optimizer of its own framework."""
+    """The time of each contender, and its ratio to the inner optimizer in the same framework."""
     times = found["milliseconds"]
     rows = []
     for name in times:
         framework = name.rpartition(" ")[0]
         inner = f"{framework} inner".strip()
         rows.append([name, f"{np.median(times[name]):.1f}", *spread(times, name, inner)])
-    return markdown(["", "ms", "of inner", "quartiles"], rows)
+    return markdown(["", "ms", "ms / inner", "quartiles"], rows)
 
 
 def torch_table(found: dict[str, Any]) -> str:
-    """Our times as parts of PyTorch's."""
+    """The ratios of our times to those of PyTorch."""
     times = found["milliseconds"]
     rows = [
         [name, framework, *spread(times, name, f"{framework} {name}")]
@@ -205,7 +207,7 @@ def torch_table(found: dict[str, Any]) -> str:
 
 
 def aims_table(results: dict[str, Any]) -> str:
-    """What was aimed at, and whether it was met."""
+    """The targets, and whether they are met."""
     rows = []
     for optimizer, found in results["optimizers"].items():
         worst = max(
@@ -221,11 +223,11 @@ def aims_table(results: dict[str, Any]) -> str:
                 met = ratio <= bound if relation == "<=" else ratio >= bound
                 what = f"{name} / {base}"
                 rows.append([title, what, f"{relation} {bound}", f"{ratio:.2f}", yes_or_no(met)])
-    return markdown(["", "", "aim", "measured", "met"], rows)
+    return markdown(["", "", "target", "measured", "met"], rows)
 
 
 def yes_or_no(met: bool) -> str:
-    """A verdict."""
+    """Formats a verdict."""
     return "yes" if met else "**no**"
 
 

@@ -1,11 +1,11 @@
-"""Checkpoints with Orbax: resume bit-for-bit in mid-cycle, then evaluate and export slow weights.
+"""Checkpoints with Orbax: resume bit-for-bit in mid-cycle, then export the slow weights.
 
     python examples/checkpoints.py
 
-It leaves what it saves in `runs/checkpoints`, and starts itself once more, with that folder as its
-argument, to evaluate the last checkpoint in another process.
+It saves to `runs/checkpoints`, and then runs itself again with that folder as its argument, to
+evaluate the last checkpoint in another process.
 10 s (9 s of CPU time) on two cores of an Intel Xeon at 2.5 GHz, shared with other work:
-resumed bit-for-bit; 95.5 % of the 597 test images, from one seed.
+resumed bit-for-bit; 95.5 % accuracy on the 597 test images, for one seed.
 """
 
 import shutil
@@ -24,12 +24,12 @@ from sklearn.datasets import load_digits
 from slrla_jax import lookahead, slow_params
 
 FOLDER = Path("runs/checkpoints").absolute()
-SAVED_AT, STEPS = 101, 202  # neither is a multiple of the 5 steps of a cycle
+SAVED_AT, STEPS = 101, 202  # neither is a multiple of the cycle length, 5
 TX = lookahead(optax.adam(5e-3), sync_period=5, slow_step_size=0.5)
 
 
 def load_data():
-    """Scikit-learn's digits in a fixed random order: 1,200 for training, 597 for testing."""
+    """Scikit-learn's digits in a fixed random order: 1,200 for training and 597 for testing."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     images, labels = (images[order] / 16).astype(np.float32), labels[order]
@@ -37,7 +37,7 @@ def load_data():
 
 
 class MLP(nnx.Module):
-    """A perceptron with one hidden layer."""
+    """A multilayer perceptron with one hidden layer."""
 
     def __init__(self, rngs):
         self.hidden = nnx.Linear(64, 128, rngs=rngs)
@@ -52,7 +52,7 @@ GRAPHDEF = nnx.graphdef(nnx.eval_shape(lambda: MLP(nnx.Rngs(0))))
 
 
 def init_state():
-    """What a checkpoint holds: the fast weights, and the optimizer state with the slow ones."""
+    """The contents of a checkpoint: the fast weights, and the state that holds the slow ones."""
     params = nnx.as_pure(nnx.state(MLP(nnx.Rngs(0)), nnx.Param))
     return {"params": params, "opt_state": TX.init(params)}
 
@@ -65,7 +65,7 @@ def loss_fn(params, images, labels):
 
 @jax.jit
 def train_step(state, images, labels):
-    """One gradient step."""
+    """One training step."""
     grads = jax.grad(loss_fn)(state["params"], images, labels)
     updates, opt_state = TX.update(grads, state["opt_state"], state["params"])
     return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
@@ -78,10 +78,10 @@ def eval_step(params, images, labels):
 
 
 def train(state, first, last):
-    """Takes the steps from `first` up to `last`."""
+    """Trains from step `first` up to step `last`."""
     (images, labels), _ = load_data()
     for step in range(first, last):
-        # The batch is a function of the step, so no position in the data needs to be saved.
+        # The batch is a function of the step, so the position in the data need not be saved.
         batch = np.random.default_rng(step).integers(len(images), size=32)
         state = train_step(state, images[batch], labels[batch])
     return state
@@ -89,20 +89,20 @@ def train(state, first, last):
 
 def restore(manager, step):
     """The state saved at a step."""
-    # Orbax takes the containers from the target: without one the optimizer state would come back
-    # as plain dicts, in which slow_params finds no lookahead. Its shapes suffice.
+    # Orbax restores the containers of the target. Without a target the optimizer state would come
+    # back as plain dicts, in which slow_params finds no lookahead. Shapes suffice as the target.
     return manager.restore(step, args=ocp.args.StandardRestore(jax.eval_shape(init_state)))
 
 
 def evaluate(folder):
-    """Evaluates and exports the slow weights of the last checkpoint, in the other process."""
+    """Evaluates and exports the slow weights of the last checkpoint; runs in another process."""
     with ocp.CheckpointManager(folder) as manager:
         state = restore(manager, manager.latest_step())
     slow = slow_params(state["opt_state"], state["params"])
     _, (images, labels) = load_data()
     print(f"in another process, final test accuracy: {eval_step(slow, images, labels):.2%}")
 
-    # Named arrays need neither this package nor JAX.
+    # Reading named arrays requires neither this package nor JAX.
     np.savez(folder / "slow_weights.npz", **flatten_dict(nnx.to_pure_dict(slow), sep="/"))
     w = np.load(folder / "slow_weights.npz")
     hidden = np.maximum(images @ w["hidden/kernel"] + w["hidden/bias"], 0)
@@ -111,7 +111,7 @@ def evaluate(folder):
 
 
 def main():
-    """Trains, resumes from the checkpoint in the middle, and compares the two."""
+    """Trains without and with an interruption in the middle, and compares the two."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     with ocp.CheckpointManager(FOLDER) as manager:
         halfway = train(init_state(), 0, SAVED_AT)

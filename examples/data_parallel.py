@@ -1,17 +1,17 @@
-"""Data-parallel training on all devices, with pmap and with sharded jit: the weights of one device.
+"""Data-parallel training with pmap and with sharded jit: the same weights as on one device.
 
     python examples/data_parallel.py
 
 8 s (8 s of CPU time) on two cores of an Intel Xeon at 2.5 GHz, shared with other work:
-both differ from one device by at most 2e-07; 97.3 % of the 597 test images.
+both differ from one device by at most 2e-07; 97.3 % accuracy on the 597 test images.
 """
 
 import os
 
-# To JAX a CPU is one device, however many cores it has. This flag makes it eight virtual devices,
-# which are no faster but need the same program as eight real ones. It must be set before JAX is
-# imported, and changes nothing about GPUs and TPUs. A number in your own XLA_FLAGS, which come
-# last, takes precedence.
+# To JAX, a CPU is one device regardless of its number of cores. This flag divides it into eight
+# virtual devices, which are no faster but need the same program as eight real ones. It must be set
+# before JAX is imported, and has no effect on GPUs and TPUs. Your own XLA_FLAGS come last and
+# therefore take precedence.
 os.environ["XLA_FLAGS"] = " ".join(
     ["--xla_force_host_platform_device_count=8", os.environ.get("XLA_FLAGS", "")]
 )
@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 
 from slrla_jax import lookahead, slow_params
 
-# The comparison is in full float32, which GPUs and TPUs do not use for products by default.
+# The comparison needs full float32, which GPUs and TPUs do not use for matmuls by default.
 jax.config.update("jax_default_matmul_precision", "highest")
 
 STEPS = 198  # not a multiple of 5, so that fast and slow weights differ
@@ -33,7 +33,7 @@ BATCH_SIZE = 64  # the global batch, which must be divisible by the number of de
 
 
 def load_data():
-    """Scikit-learn's digits in a fixed random order: 1,200 for training, 597 for testing."""
+    """Scikit-learn's digits in a fixed random order: 1,200 for training and 597 for testing."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     images, labels = (images[order] / 16).astype(np.float32), labels[order]
@@ -41,7 +41,7 @@ def load_data():
 
 
 def make_model(rngs):
-    """A perceptron with one hidden layer."""
+    """A multilayer perceptron with one hidden layer."""
     return nnx.Sequential(nnx.Linear(64, 128, rngs=rngs), nnx.relu, nnx.Linear(128, 10, rngs=rngs))
 
 
@@ -57,11 +57,11 @@ def loss_fn(params, images, labels):
 
 
 def train_step(params, opt_state, images, labels, axis_name=None):
-    """One step on one batch, or with `axis_name` on each device's part of it."""
+    """One training step on a batch, or with `axis_name` on each device's part of the batch."""
     grads = jax.grad(loss_fn)(params, images, labels)
     if axis_name is not None:
         # The mean over equal parts is the gradient of the global batch. The devices exchange
-        # nothing else: they all make the same update from it, and sync at the same step.
+        # nothing else: they all make the same update from it and sync at the same step.
         grads = jax.lax.pmean(grads, axis_name)
     updates, opt_state = TX.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
@@ -80,15 +80,15 @@ def train(step, params, opt_state, place):
     for _ in range(STEPS):
         batch = rng.integers(len(images), size=BATCH_SIZE)
         params, opt_state = step(params, opt_state, place(images[batch]), place(labels[batch]))
-        # Virtual devices share the threads of one CPU. Steps dispatched ahead could take the thread
-        # that a device needs to join the mean, and all would wait forever. Real devices do not
-        # need this line.
+        # Virtual devices share the threads of one CPU. Steps dispatched ahead could occupy the
+        # thread that a device needs to take part in the mean, which would be a deadlock. Real
+        # devices do not need this line.
         jax.block_until_ready((params, opt_state))
     return jax.device_get({"fast": params, "slow": slow_params(opt_state, params)})
 
 
 def train_with_pmap(devices):
-    """Every array has a leading axis of devices, and the program averages the gradients."""
+    """Trains with a leading device axis on every array; the program averages the gradients."""
     step = jax.pmap(lambda *args: train_step(*args, axis_name="devices"), axis_name="devices")
     params, opt_state = jax.tree.map(
         lambda x: np.stack([x] * devices), jax.device_get((PARAMS, TX.init(PARAMS)))
@@ -100,7 +100,7 @@ def train_with_pmap(devices):
 
 
 def train_with_sharded_jit(devices):
-    """The program of one device; XLA divides it by how the arrays are sharded."""
+    """Trains with the program for one device, which XLA partitions as the arrays are sharded."""
     mesh = jax.make_mesh((devices,), ("devices",), axis_types=(AxisType.Auto,))
     replicated = NamedSharding(mesh, PartitionSpec())
     split = NamedSharding(mesh, PartitionSpec("devices"))

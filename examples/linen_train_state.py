@@ -3,7 +3,7 @@
     python examples/linen_train_state.py
 
 12 s (10 s of CPU time) on two cores of an Intel Xeon at 2.5 GHz, shared with other work:
-98.3 % of the 597 test images with the slow weights, from one seed.
+98.3 % accuracy on the 597 test images with the slow weights, for one seed.
 """
 
 import jax
@@ -20,7 +20,7 @@ BATCH_SIZE = 32
 
 
 def load_data():
-    """Scikit-learn's digits in a fixed random order: 1,200 for training, 597 for testing."""
+    """Scikit-learn's digits in a fixed random order: 1,200 for training and 597 for testing."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     images = (images[order] / 16).astype(np.float32).reshape(-1, 8, 8, 1)
@@ -42,11 +42,11 @@ class CNN(nn.Module):
 
 
 def create_train_state():
-    """The network's params and the optimizer's state."""
+    """The params of the network and the optimizer state."""
     model = CNN()
     params = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1)))["params"]
     # Lookahead comes last, because a transformation after it would also act on the step back.
-    # Clipping before it sees the gradients alone.
+    # Clipping comes before it and acts only on the gradients.
     tx = optax.chain(
         optax.clip_by_global_norm(1.0),
         lookahead(optax.sgd(0.1, momentum=0.9), sync_period=5, slow_step_size=0.5),
@@ -62,10 +62,10 @@ def loss_fn(params, state, images, labels):
 
 @jax.jit
 def train_step(state, images, labels):
-    """One gradient step; it is the same for any optax optimizer.
+    """One training step, the same for any optax optimizer.
 
-    But `apply_gradients` forwards no extra arguments: for SAM, Lookbehind and AdaLoss, which need
-    `grad_fn` or `value`, call `state.tx.update` instead.
+    However, `apply_gradients` forwards no extra arguments: for SAM, Lookbehind and AdaLoss, which
+    need `grad_fn` or `value`, call `state.tx.update` instead.
     """
     loss, grads = jax.value_and_grad(loss_fn)(state.params, state, images, labels)
     return state.apply_gradients(grads=grads), loss
@@ -73,13 +73,13 @@ def train_step(state, images, labels):
 
 @jax.jit
 def eval_step(state, images, labels):
-    """Accuracy of a state's params."""
+    """Accuracy of the params of a state."""
     logits = state.apply_fn({"params": state.params}, images)
     return (logits.argmax(axis=-1) == labels).mean()
 
 
 def main():
-    """Trains a small network on the digits and compares fast and slow weights."""
+    """Trains a small network on the digits and compares its fast and slow weights."""
     (images, labels), test = load_data()
     state = create_train_state()
     rng = np.random.default_rng(0)
@@ -90,7 +90,7 @@ def main():
             state, loss = train_step(state, images[batch], labels[batch])
             losses.append(loss)
 
-        # state.params are the fast weights. slow_params finds the lookahead inside the chain.
+        # state.params holds the fast weights. slow_params finds the lookahead inside the chain.
         slow = state.replace(params=slow_params(state.opt_state, state.params))
         print(
             f"epoch {epoch}: training loss {np.mean(losses):.4f}, test accuracy "

@@ -1,6 +1,6 @@
 """Optimizers of the Lookahead family as optax transformations.
 
-Plain params in, plain params out; the slow weights live in the optimizer's state.
+Every transformation takes and returns plain params; the slow weights live in the optimizer state.
 """
 
 from slrla_jax._adabound import AdaBoundState, adabound

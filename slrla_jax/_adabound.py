@@ -1,4 +1,4 @@
-"""AdaBound: Adam whose step sizes are clipped to bounds that close on those of SGD."""
+"""AdaBound: Adam with its step sizes clipped to bounds that converge to SGD's learning rate."""
 
 from typing import Any, NamedTuple
 
@@ -17,11 +17,11 @@ class AdaBoundState(NamedTuple):
     """State of `adabound`.
 
     Attributes:
-      steps_taken: optimizer steps taken, the argument of the learning rate's schedule;
-        int32 of shape ().
-      count: steps that the moments have seen; int32 of shape ().
-      mu: the first moment m; like the params.
-      nu: the second moment v; like the params, in float32 at least.
+      steps_taken: the number of optimizer steps taken, which is the argument of the
+        learning-rate schedule; int32 of shape ().
+      count: the number of gradients accumulated in the moments; int32 of shape ().
+      mu: the first moment m; shaped like the params.
+      nu: the second moment v; shaped like the params, in float32 or wider.
     """
 
     steps_taken: jax.Array
@@ -40,9 +40,9 @@ def adabound(
     weight_decay: Scalar = 0.0,
     base_lr: Scalar | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adam that turns into SGD: step sizes clipped to bounds that close with time.
+    r"""Adam that gradually turns into SGD: step sizes are clipped to bounds that tighten over time.
 
-    With the moments m and v of Adam and step t = 1, 2, …,
+    With Adam's moments m and v, at step t = 1, 2, …,
 
     .. math::
         f_t &= \text{final\_lr} · η_t / \text{base\_lr} \\
@@ -51,28 +51,30 @@ def adabound(
                f_t \left(1 + \frac{1}{γ t}\right) \right) \\
         θ_t &= θ_{t-1} - s_t m_t
 
-    This is what the authors' released code computes; the paper's text divides s_t by √t
-    besides. The clip acts on η/√v, so there is no form without a learning rate.
+    This is what the authors' released code computes; the paper additionally divides s_t by
+    √t. The learning rate is part of what is clipped, so there is no `scale_by_adabound`.
 
     Args:
       learning_rate: η ≥ 0; a number, or a schedule of the 0-based optimizer step.
-      b1: β₁, decay of the first moment; in [0, 1).
-      b2: β₂, decay of the second moment; in [0, 1).
-      final_lr: the learning rate of the SGD that it becomes, where η is `base_lr`;
-        positive.
-      gamma: γ, how fast the bounds close; positive.
+      b1: β₁, the decay of the first moment; in [0, 1).
+      b2: β₂, the decay of the second moment; in [0, 1).
+      final_lr: the learning rate of SGD that the step sizes converge to while η equals
+        `base_lr`; positive.
+      gamma: γ, how fast the bounds tighten; positive.
       eps: ε ≥ 0, added to √v.
       weight_decay: λ ≥ 0, coupled (L2): added to the gradient.
-      base_lr: the learning rate that `final_lr` belongs to; positive. The bounds rise and
-        fall with η from there: with a schedule it is the peak, say, not the first value of
-        a warm-up. None for η itself, which must then be a number: under
-        `optax.inject_hyperparams`, where a schedule arrives as numbers, state it.
+      base_lr: the value of η at which `final_lr` applies; positive. The bounds scale with
+        η / `base_lr`, so with a schedule choose its peak, for example, and not the first
+        value of a warm-up. None stands for η itself, which must then be a number. Under
+        `optax.inject_hyperparams`, which passes a schedule's values as numbers, always
+        set it.
 
     Returns:
-      A complete optimizer: its updates are to be added to the params.
+      A complete optimizer: its updates are added to the params.
 
     Raises:
-      ValueError: for an argument outside these bounds, and for a schedule without `base_lr`.
+      ValueError: if an argument is out of range, or if `learning_rate` is a schedule and
+        `base_lr` is None.
 
     Example:
       >>> import jax.numpy as jnp, optax, slrla_jax
@@ -107,8 +109,8 @@ def adabound(
         arguments.check_positive("base_lr", base_lr)
     elif callable(learning_rate):
         raise ValueError(
-            "`base_lr` must be given where `learning_rate` is a schedule: the learning rate "
-            "that `final_lr` belongs to; got None."
+            "`base_lr` must be given when `learning_rate` is a schedule: it is the learning "
+            "rate at which `final_lr` applies; got None."
         )
     else:
         arguments.check_positive("learning_rate", learning_rate)
@@ -169,6 +171,6 @@ def _average(decay: Scalar, old: jax.Array, new: jax.Array) -> jax.Array:
 
 
 def _squares(x: Any) -> jax.Array:
-    """|x|² of each entry, in float32 at least: in bfloat16 it would never decay."""
+    """|x|² of each entry, in float32 or wider, because a bfloat16 average would never decay."""
     x = numerics.widen(x)
     return jnp.real(x * jnp.conj(x))

@@ -1,4 +1,4 @@
-"""AdaLoss, and the step-size rules it is measured against."""
+"""AdaLoss, and the step-size rules it is compared with."""
 
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ class ScaleByAdaLossState(NamedTuple):
     """State of `scale_by_adaloss`.
 
     Attributes:
-      b_squared: b², grown by the losses; of shape (), in float32 at least.
+      b_squared: b², the accumulated losses; of shape (), in float32 or wider.
     """
 
     b_squared: jax.Array
@@ -29,7 +29,8 @@ class ScaleByAdaGradNormState(NamedTuple):
     """State of `scale_by_adagrad_norm`.
 
     Attributes:
-      b_squared: b², grown by the squared gradient norms; of shape (), in float32 at least.
+      b_squared: b², the accumulated squared gradient norms; of shape (), in float32 or
+        wider.
     """
 
     b_squared: jax.Array
@@ -38,30 +39,31 @@ class ScaleByAdaGradNormState(NamedTuple):
 def scale_by_adaloss(
     b0: Scalar = 1.0, alpha: Scalar = 1.0, c: Scalar = 0.0
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Divide updates by a norm that grows with the loss.
+    r"""Divide updates by a scalar that accumulates the loss (AdaLoss).
 
     .. math::
         b²_{t+1} = b²_t + α |f_t - c|, \qquad g_t → g_t / b_{t+1}
 
-    Far from the optimum the loss f is large and steps shrink quickly; near it they
-    stay. That needs the loss alone, where AdaGrad-Norm needs the gradients' norm.
+    While the loss f is far above c, b grows fast and the effective step size shrinks fast;
+    as f approaches c, b stops growing and the step size settles. The rule needs only the
+    loss, whereas AdaGrad-Norm needs the gradient norm.
 
     Args:
-      b0: b_0, the first norm; positive.
-      alpha: α, the weight of a loss; positive.
-      c: the loss at the optimum, or what is thought to be.
+      b0: b_0, the initial value of b; positive.
+      alpha: α, the weight of the loss; positive.
+      c: the loss at the optimum, or an estimate of it.
 
     Returns:
       A transformation to call as `update(updates, state, params, value=loss)`, where
-      `value` is the loss of the step, a scalar. b² is kept in float32 at least.
-      Under `optax.MultiSteps` the value must be that of the whole accumulated batch. A
-      value that is not finite, or too large for b², leaves b² as it is, so that one bad
-      batch, whose gradients `optax.zero_nans` or `optax.apply_if_finite` take care of,
-      does not end all steps.
+      `value` is the loss of the step, a scalar. b² is kept in float32 or wider.
+      Under `optax.MultiSteps`, `value` must be the loss of the whole accumulated batch. A
+      value that is not finite, or that would overflow b², leaves b² unchanged. One bad
+      batch, whose gradients `optax.zero_nans` or `optax.apply_if_finite` can handle,
+      therefore does not reduce all later steps to zero.
 
     Raises:
-      ValueError: for b0 or alpha not positive, or c not finite; and in `update` for a
-        `value` that is missing or not a scalar.
+      ValueError: if `b0` or `alpha` is not positive or `c` is not finite; and in `update`,
+        if `value` is missing or not a scalar.
 
     Example:
       >>> import jax.numpy as jnp, slrla_jax
@@ -100,7 +102,7 @@ def scale_by_adaloss(
             )
         weight, optimum = arguments.as_number(alpha), arguments.as_number(c)
         loss = jnp.asarray(value, state.b_squared.dtype)
-        # A loss that is left out must not enter the derivatives either.
+        # A loss that is ignored must not enter the derivatives either.
         growth = weight * jnp.abs(jnp.where(jnp.isfinite(loss), loss, optimum) - optimum)
         grown = (state.b_squared + growth).astype(state.b_squared.dtype)
         b_squared = jnp.where(jnp.isfinite(grown), grown, state.b_squared)
@@ -110,25 +112,26 @@ def scale_by_adaloss(
 
 
 def scale_by_adagrad_norm(b0: Scalar = 1.0) -> optax.GradientTransformationExtraArgs:
-    r"""Divide updates by a norm that grows with theirs.
+    r"""Divide updates by a scalar that accumulates their squared norms (AdaGrad-Norm).
 
     .. math::
         b²_{t+1} = b²_t + \|g_t\|², \qquad g_t → g_t / b_{t+1}
 
-    The norm is over all leaves together; of params that are sharded inside `shard_map` it is
-    each shard's own, so use `jax.jit` there. (The code released with AdaLoss keeps one
-    accumulator for each output row of a kernel; this is the formula of the papers.)
+    The norm is taken over all leaves together. Inside `shard_map` it covers only each
+    device's shard, so use `jax.jit` for sharded params. (The code released with AdaLoss
+    keeps one accumulator per output row of a kernel; this is the formula of the papers.)
 
     Args:
-      b0: b_0, the first norm; positive.
+      b0: b_0, the initial value of b; positive.
 
     Returns:
-      A transformation; b² is kept in float32 at least. Gradients whose squares
-      float32 cannot sum leave b² as it is. What they make of the step is seen by
-      `optax.apply_if_finite`; where the sum alone overflows, the step is 0.
+      A transformation; b² is kept in float32 or wider. Gradients whose squared norm is not
+      finite leave b² unchanged. If entries of the gradient are not finite, neither is the
+      update, which `optax.apply_if_finite` detects; if only the sum of squares overflows,
+      the update is 0.
 
     Raises:
-      ValueError: for b0 not positive.
+      ValueError: if `b0` is not positive.
 
     Example:
       >>> import jax.numpy as jnp, slrla_jax
@@ -175,23 +178,23 @@ def adaloss(
     .. math::
         b²_{t+1} = b²_t + α |f_t - c|, \qquad θ_{t+1} = θ_t - \frac{η}{b_{t+1}} g_t
 
-    Weight decay (L2) is not scaled by 1/b and goes, like the scaled gradient, through
-    the momentum.
+    Weight decay (L2) is added after the gradient has been divided by b, and before
+    momentum.
 
     Args:
       learning_rate: η ≥ 0; a number, or a schedule of the 0-based optimizer step.
       b0: b_0; see `scale_by_adaloss`, also for α and c.
       alpha: α.
       c: c.
-      momentum: decay of the momentum, in [0, 1); None for none.
+      momentum: the decay of the momentum, in [0, 1); None for no momentum.
       weight_decay: λ ≥ 0, coupled (L2).
 
     Returns:
       A complete optimizer, called as `update(grads, state, params, value=loss)`.
 
     Raises:
-      ValueError: as `scale_by_adaloss`, and for a `learning_rate`, `momentum` or
-        `weight_decay` outside these bounds.
+      ValueError: as `scale_by_adaloss` does, and if `learning_rate`, `momentum` or
+        `weight_decay` is out of range.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, slrla_jax
@@ -227,15 +230,15 @@ def adagrad_norm(
     Args:
       learning_rate: η ≥ 0; a number, or a schedule of the 0-based optimizer step.
       b0: b_0; see `scale_by_adagrad_norm`.
-      momentum: decay of the momentum, in [0, 1); None for none.
+      momentum: the decay of the momentum, in [0, 1); None for no momentum.
       weight_decay: λ ≥ 0, coupled (L2), as in `adaloss`.
 
     Returns:
       A complete optimizer.
 
     Raises:
-      ValueError: for b0 not positive, and for a `learning_rate`, `momentum` or
-        `weight_decay` outside these bounds.
+      ValueError: if `b0` is not positive, or if `learning_rate`, `momentum` or
+        `weight_decay` is out of range.
 
     Example:
       >>> import slrla_jax
@@ -249,7 +252,7 @@ def adagrad_norm(
 
 
 def decay_sqrt_schedule(learning_rate: Scalar, b0: Scalar, alpha: Scalar) -> Schedule:
-    r"""The learning rate of SGD_DecaySqrt, a baseline for AdaLoss that ignores the loss.
+    r"""Learning-rate schedule of SGD_DecaySqrt, a baseline for AdaLoss that ignores the loss.
 
     .. math::
         η_t = \frac{η}{\sqrt{b_0² + α t}}, \quad t = 1, 2, …
@@ -263,7 +266,7 @@ def decay_sqrt_schedule(learning_rate: Scalar, b0: Scalar, alpha: Scalar) -> Sch
       A schedule of the 0-based optimizer step, t − 1.
 
     Raises:
-      ValueError: for an argument outside these bounds.
+      ValueError: if an argument is out of range.
 
     Example:
       >>> import slrla_jax
@@ -310,12 +313,12 @@ def _check_positive(**values: Scalar) -> None:
     for name, value in values.items():
         arguments.check_positive(name, value)
     if "b0" in values:
-        wanted = "between 1e-18 and 1e18, for a float32 to hold its square"
+        wanted = "between 1e-18 and 1e18, so that float32 can represent its square"
         arguments.check_number("b0", values["b0"], lambda x: 1e-18 <= x <= 1e18, wanted)
 
 
 def _squared(b0: Scalar, params: optax.Params) -> jax.Array:
-    """b_0², in the dtype that b² is kept in: the params', or float32 if that is wider."""
+    """b_0² in the dtype of b²: that of the params or float32, whichever is wider."""
     dtypes = [jnp.real(numerics.widen(p)).dtype for p in jax.tree.leaves(params)]
     return jnp.asarray(b0, jnp.result_type(jnp.float32, *dtypes)) ** 2
 

@@ -1,8 +1,8 @@
-"""What the transforms accept as arguments: numbers made schedules, and checks.
+"""Conversion and validation of the transformations' arguments.
 
-A value known only inside a compiled program (a tracer, as
-`optax.inject_hyperparams` passes it) cannot be looked at and is taken as it is;
-everything else is checked when the transform is built.
+A value known only inside a compiled program (a tracer, as passed by
+`optax.inject_hyperparams`) cannot be inspected and is accepted as it is; every other
+value is checked when the transformation is built.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,51 +22,51 @@ ScalarOrSchedule = Scalar | Schedule
 
 
 def as_schedule(value: ScalarOrSchedule) -> Schedule:
-    """The value itself where it is a schedule, else the constant schedule of it."""
+    """Returns a schedule unchanged, and a number as a constant schedule."""
     if callable(value):
         return value
     return lambda count: as_number(value)
 
 
 def as_number(value: Scalar) -> Any:
-    """A number as it is computed with.
+    """Returns a number in the dtype that computations use.
 
-    `optax.inject_hyperparams` makes arrays of the params' dtype of its numbers. Narrow ones
-    are widened, so that counts are not rounded where they meet.
+    `optax.inject_hyperparams` converts its numbers to arrays of the params' dtype. Narrow
+    ones are widened to float32, so that step counts compared with them are not rounded.
     """
     return value if is_static(value) else numerics.widen(value)
 
 
 def as_known(value: Any) -> Any:
-    """A list's entries as numbers, where it is an array of JAX that is known.
+    """Converts a concrete JAX array that serves as a list to a NumPy array.
 
-    In a compiled function, an entry taken from it would be a tracer.
+    Inside a compiled function, indexing the JAX array would give tracers.
     """
     is_array = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
     return np.asarray(value) if is_array and value.ndim else value
 
 
 def as_plain(value: Any) -> Any:
-    """A number of NumPy as one of Python, which leaves other numbers their dtype."""
+    """Converts a NumPy scalar to a Python one, which does not promote the dtypes it meets."""
     return value.item() if isinstance(value, np.number) else value
 
 
 def is_static(value: Any) -> bool:
-    """Whether a value is a plain number, the same in eager and in compiled code.
+    """Whether a value is a plain number, identical in eager and in compiled code.
 
-    A JAX array is not: `optax.inject_hyperparams` hands one argument over as an
-    array outside a compiled program and as a tracer inside.
+    A JAX array is not: `optax.inject_hyperparams` passes the same argument as an array
+    outside a compiled program and as a tracer inside one.
     """
     return isinstance(value, (int, float, np.number))
 
 
 def is_zero(value: Any) -> bool:
-    """Whether a value is a plain 0, which switches off what it is the strength of."""
+    """Whether a value is a plain 0, so that the term it multiplies can be left out."""
     return is_static(value) and bool(value == 0)
 
 
 def is_sequence(value: Any) -> TypeGuard[Sequence[Scalar]]:
-    """Whether a value lists one entry per stage."""
+    """Whether a value is a list, with one entry per stage or layer."""
     if isinstance(value, (np.ndarray, jax.Array)):
         return value.ndim > 0
     return isinstance(value, Sequence) and not isinstance(value, str)
@@ -76,33 +76,33 @@ def is_sequence(value: Any) -> TypeGuard[Sequence[Scalar]]:
 
 
 def check_number(name: str, value: Any, holds: Callable[[float], bool], wanted: str) -> None:
-    """Raises unless the value is a real number for which `holds(value)`.
+    """Raises unless the value is a real number that satisfies `holds(value)`.
 
-    Schedules and tracers cannot be looked at, and pass.
+    Schedules and tracers cannot be inspected, and are accepted.
     """
     if callable(value) or isinstance(value, jax.core.Tracer):
         return
     try:
         array = np.asarray(value)
-    except ValueError:  # a list of lists of other lengths
+    except ValueError:  # a ragged list of lists
         array = np.asarray(None)
     real = any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer))
     if array.ndim or not real or not holds(float(array.astype(np.float64))):
         hint = ""
         if isinstance(value, jax.Array) and not array.ndim and numerics.is_narrow(value):
-            hint = "; `hyperparam_dtype` of `optax.inject_hyperparams` keeps it from being rounded"
+            hint = "; `hyperparam_dtype` of `optax.inject_hyperparams` avoids this rounding"
         raise ValueError(f"`{name}` must be {wanted}, got {value!r}{hint}.")
 
 
 def check_period(name: str, value: Any) -> None:
-    """Raises unless the value is a number of steps: whole and at least 1."""
+    """Raises unless the value is a number of steps: a whole number of at least 1."""
     most = np.iinfo(np.int32).max
     wanted = "a whole number >= 1 that an int32 holds"
     check_number(name, value, lambda k: 1 <= k <= most and k == np.floor(k), wanted)
 
 
 def check_step_size(name: str, value: Any) -> None:
-    """Raises unless the value is a slow step size: in (0, 1]."""
+    """Raises unless the value is a valid slow step size, in (0, 1]."""
     check_number(name, value, lambda alpha: 0 < alpha <= 1, "in (0, 1]")
 
 
@@ -122,28 +122,28 @@ def check_finite(name: str, value: Any) -> None:
 
 
 def check_decay(name: str, value: Any) -> None:
-    """Raises unless the value is the decay of an average: in [0, 1)."""
+    """Raises unless the value is a valid decay of a moving average, in [0, 1)."""
     check_number(name, value, lambda b: 0 <= b < 1, "in [0, 1)")
 
 
 def check_no_schedule(**values: Any) -> None:
-    """Raises if one of the named values is a function, where only a number will do."""
+    """Raises if one of the named values is a function, because these must be numbers."""
     for name, value in values.items():
         if callable(value):
             raise ValueError(f"`{name}` must be a number, got the function {value!r}.")
 
 
-# Lists, one entry for each stage or layer
+# Lists with one entry per stage or layer
 
 
 def check_length(name: str, value: Any) -> None:
-    """Raises unless the value is a number of steps that is known before training."""
+    """Raises unless the value is a number of steps and not a schedule."""
     check_no_schedule(**{name: value})
     check_period(name, value)
 
 
 def check_lengths(name: str, values: Sequence[Any]) -> None:
-    """Raises unless the values are lengths of stages, and their sum fits an int32."""
+    """Raises unless every value is a stage length and their sum fits into an int32."""
     check_nonempty(name, values)
     for q, value in enumerate(values):
         check_length(f"{name}[{q}]", value)
@@ -153,16 +153,16 @@ def check_lengths(name: str, values: Sequence[Any]) -> None:
 
 
 def check_nonempty(name: str, values: Sequence[Any]) -> None:
-    """Raises unless the value is a list with at least one entry."""
+    """Raises unless the value is a non-empty list."""
     if not is_sequence(values) or len(values) == 0:
         raise ValueError(f"`{name}` must be a list with at least one entry, got {values!r}.")
 
 
 def check_same_length(**lists: Sequence[Any]) -> None:
-    """Raises unless the named lists are equally long."""
+    """Raises unless the named lists have the same length."""
     if len({len(values) for values in lists.values()}) > 1:
         named = ", ".join(f"`{name}` = {values!r}" for name, values in lists.items())
-        raise ValueError(f"These must have one entry each per stage or layer, got {named}.")
+        raise ValueError(f"These lists must have one entry per stage or layer each, got {named}.")
 
 
 # Other settings
@@ -185,7 +185,7 @@ def check_transformation(name: str, value: Any) -> None:
 
 
 def with_extra_args_support(tx: Any) -> optax.GradientTransformationExtraArgs:
-    """Optax's function of that name, for an `optax.MultiSteps` as well, which passes them on."""
+    """Like optax's function of this name, but also forwards them through `optax.MultiSteps`."""
     if isinstance(tx, optax.MultiSteps):
         return optax.GradientTransformationExtraArgs(tx.init, tx.update)
     return optax.with_extra_args_support(tx)
@@ -198,7 +198,7 @@ def check_bool(name: str, value: Any) -> None:
 
 
 def check_dtype(name: str, dtype: DTypeLike | None) -> None:
-    """Raises unless the value is None or a floating dtype that JAX is set up to hold."""
+    """Raises unless the value is None or a floating dtype that JAX is configured to use."""
     if dtype is None:
         return
     try:
@@ -208,11 +208,11 @@ def check_dtype(name: str, dtype: DTypeLike | None) -> None:
     if not floating:
         raise ValueError(f"`{name}` must be a floating dtype or None, got {dtype!r}.")
     if jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
-        raise ValueError(f"`{name}` needs jax_enable_x64 to be on, got {dtype!r}.")
+        raise ValueError(f"`{name}` requires jax_enable_x64, got {dtype!r}.")
 
 
 def check_wide_enough(name: str, dtype: DTypeLike | None, params: optax.Params) -> None:
-    """Raises if a copy in `dtype` would lose bits of a floating or complex param."""
+    """Raises if casting a floating or complex param to `dtype` would lose bits."""
     if dtype is None:
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -227,12 +227,12 @@ def check_wide_enough(name: str, dtype: DTypeLike | None, params: optax.Params) 
 
 
 def _is_as_wide(dtype: DTypeLike, other: DTypeLike) -> bool:
-    """Whether a floating dtype holds all that another floating or complex one does."""
+    """Whether a floating dtype represents every value of another floating or complex dtype."""
     have, want = (jnp.finfo(x) for x in (dtype, other))  # type: ignore[no-untyped-call]
     return bool(have.nmant >= want.nmant and have.nexp >= want.nexp)
 
 
-# What `update` is called with
+# Arguments of `update`
 
 
 def check_params(transform: str, params: optax.Params | None) -> None:
@@ -244,23 +244,23 @@ def check_params(transform: str, params: optax.Params | None) -> None:
 
 
 def check_state(state: Any, state_type: type) -> None:
-    """Raises if `update` was called with the state of something else."""
+    """Raises if `update` was called with the state of another transformation."""
     if not isinstance(state, state_type):
         raise ValueError(
-            f"`state` must be the {state_type.__name__} that `init` makes, got a "
+            f"`state` must be the {state_type.__name__} returned by `init`, got a "
             f"{type(state).__name__}."
         )
 
 
 def check_made_for(copy_in_state: optax.Params, updates: optax.Updates) -> None:
-    """Raises if there is an update for a param of which the state has no copy of its shape."""
+    """Raises if a param has an update but the state has no copy of it in the same shape."""
 
     def leaf(path: Any, update: Any, stored: Any) -> None:
         if update is None or jnp.shape(update) == getattr(stored, "shape", None):
             return
         have = f"a copy of shape {stored.shape}" if hasattr(stored, "shape") else "no copy"
         raise _OtherParams(
-            f" for params{jax.tree_util.keystr(path)}, with an update of shape "
+            f" for params{jax.tree_util.keystr(path)}, whose update has shape "
             f"{jnp.shape(update)}, it holds {have}."
         )
 
@@ -269,17 +269,17 @@ def check_made_for(copy_in_state: optax.Params, updates: optax.Updates) -> None:
     except (ValueError, TypeError) as error:
         detail = error if isinstance(error, _OtherParams) else f" {error}"
         raise ValueError(
-            f"`opt_state` was made for other params:{detail} Make it anew with `init` where other "
-            "params are trained."
+            f"`opt_state` was made for other params:{detail} Call `init` again after changing "
+            "which params are trained."
         ) from None
 
 
 class _OtherParams(ValueError):
-    """What is different about a param."""
+    """Says in which way a param differs."""
 
 
 def check_params_of(copy_in_state: optax.Params, params: optax.Params) -> None:
-    """Raises if a param has another shape than its copy in the state, or a wider dtype."""
+    """Raises if a param differs in shape from its copy in the state, or has a wider dtype."""
 
     def leaf(path: Any, stored: jax.Array, p: Any) -> None:
         have = jnp.result_type(p)

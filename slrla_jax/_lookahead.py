@@ -20,17 +20,19 @@ Pull = Callable[[optax.Updates, optax.Params, optax.Params, jax.Array], optax.Up
 class LookaheadState(NamedTuple):
     """State of `lookahead` and of each layer of `multilayer_lookahead`.
 
-    The slow weights are `slow_params(opt_state, params)`, at any step. No field holds
-    them: after a sync they are the params.
+    Read the slow weights with `slow_params(opt_state, params)`, at any step. No single
+    field holds them at every step, because after a sync they are the params.
 
     Attributes:
-      inner_state: state of the inner optimizer, or of the layer beneath.
-      cycle_start_params: the slow weights that the cycle began with (after a sync, the
-        cycle that has just ended); like the params, or in `slow_dtype`.
+      inner_state: the state of the inner optimizer, or of the layer below.
+      cycle_start_params: the slow weights at the start of the cycle (after a sync, of the
+        cycle that has just ended); shaped like the params, in their dtype or `slow_dtype`.
       cycle_start_moments: with `sync_moments="pullback"`, the inner optimizer's moments at
         the start of the cycle; otherwise empty.
-      steps_taken: optimizer steps taken, the argument of schedules; int32 of shape ().
-      steps_since_sync: steps of the layer beneath since the last sync; int32 of shape ().
+      steps_taken: the number of optimizer steps taken, which is the argument of schedules;
+        int32 of shape ().
+      steps_since_sync: the number of steps of the layer below since the last sync; int32
+        of shape ().
       synced: whether the last step was a sync, so that the next one starts a cycle;
         bool of shape ().
     """
@@ -53,9 +55,9 @@ def lookahead(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lookahead: k steps forward with an inner optimizer, one step back.
 
-    From slow weights θ, the inner optimizer A makes k steps on the fast weights v,
-    and the slow weights then move a fraction α of the way (Algorithm 2 of Zhou et
-    al.):
+    Starting from the slow weights θ, the inner optimizer A takes k steps on the fast
+    weights v; the slow weights then move a fraction α of the way towards v (Algorithm 2
+    of Zhou et al.):
 
     .. math::
         v_0 &= θ_{t-1} \\
@@ -63,59 +65,60 @@ def lookahead(
         θ_t &= θ_{t-1} + α (v_k - θ_{t-1})
 
     The params of the training loop are the fast weights, and after every k-th step
-    (a *sync*) they are the new slow weights. Params and updates have the shapes and
-    dtypes that `inner` alone would give them. Evaluate at
-    `slow_params(opt_state, params)`.
+    (a *sync*) they are the new slow weights. Params and updates keep the shapes and
+    dtypes that they have with `inner` alone. Evaluate at `slow_params(opt_state, params)`.
 
-    It stands last in a chain: what came after it would change the step back as well
-    (`optax.chain(lookahead(…), optax.scale(0.1))` makes a tenth of it). What is to scale
-    or to limit the inner optimizer's steps belongs inside `inner`. And `inner` is a whole
-    optimizer, whose updates are added to the params: `optax.scale_by_adam()` alone would
-    ascend the loss.
+    Put it last in a chain: a transformation after it would also act on the step back
+    (`optax.chain(lookahead(…), optax.scale(0.1))` takes only a tenth of it). Anything that
+    scales or limits the inner optimizer's steps belongs inside `inner`. And `inner` must be
+    a complete optimizer, whose updates are added to the params: `optax.scale_by_adam()`
+    alone would ascend the loss.
 
-    A cycle starts from the params it is given. Another transformation may therefore
-    change the params between cycles, and lookaheads may be nested.
+    Each cycle starts from the params it is given. The params may therefore be changed
+    between cycles, for example by another transformation, and lookaheads may be nested.
 
     Args:
       inner: the inner optimizer A, any optax transformation. Extra arguments of
         `update` (`value=`, `grad_fn=`, …) are passed on to it.
       sync_period: k, in optimizer steps; at least 1. A number, a traced array, or a
-        schedule of the 0-based optimizer step. A sync happens at the first step that
-        brings the steps since the last one to the current k.
+        schedule of the 0-based optimizer step. A sync happens at the first step at which
+        the number of steps since the last sync reaches the current k.
       slow_step_size: α in (0, 1]; a number, a traced array, or a schedule of the
-        0-based optimizer step, taken at the step of the sync. α = 1 is `inner` alone:
-        bit-for-bit where it is a plain number, while a traced 1 leaves the compiler
-        free to round a product and a sum at once or apart.
-      sync_moments: what a sync does to the moments of `inner`. `"keep"` leaves them;
-        `"reset"` sets them, and the counts that correct their bias, back to their
-        initial values; `"pullback"` moves every floating one to
-        `m₀ + α (m − m₀)`, m₀ being its value at the start of the cycle, and keeps
-        one more copy of them for that. Counters of schedules, injected
-        hyperparameters, half-accumulated gradients, random keys and everything else
-        that is not a moment go on in all three; so does, as a whole, a state that cannot
-        be taken apart: of optimizers that find their learning rate themselves (Prodigy,
-        D-Adaptation, DoG, COCOB), and of those with one counter for moments and schedule
-        (Momo, MADGRAD, Sophia). The state of an optimizer of your own is declared with
-        `declare_moments`.
-      slow_dtype: dtype of the slow copy, at least as wide as the params'; None for
-        theirs. With bfloat16 params, `"float32"` keeps movements of the slow weights
-        that bfloat16 would round away. (Under `optax.inject_hyperparams` name it by a
-        string: types are taken for schedules there.)
+        0-based optimizer step, evaluated at the step of the sync. α = 1 is `inner`
+        alone: bit-for-bit if it is a plain number, whereas with a traced 1 the compiler
+        may fuse a multiplication and an addition that it rounds separately otherwise.
+      sync_moments: what a sync does to the moments of `inner`. `"keep"` leaves them
+        unchanged; `"reset"` restores the initial values of the moments and of their
+        bias-correction counts; `"pullback"` moves every floating-point moment m to
+        `m₀ + α (m − m₀)`, where m₀ is its value at the start of the cycle, and stores
+        one more copy of the moments for that. Schedule counters, injected
+        hyperparameters, partially accumulated gradients, random keys and everything else
+        that is not a moment are left unchanged by all three. So is the entire state of
+        optimizers whose moments cannot be separated from the rest: those that estimate
+        their own learning rate (Prodigy, D-Adaptation, DoG, COCOB), and those that share
+        one counter between moments and schedule (Momo, MADGRAD, Sophia). For the state
+        of a custom optimizer, use `declare_moments`.
+      slow_dtype: the dtype of the slow copy, at least as wide as that of the params; None
+        for the dtype of the params. With bfloat16 params, `"float32"` keeps small
+        movements of the slow weights that bfloat16 would round away. (Under
+        `optax.inject_hyperparams` pass it as a string, because a type would be mistaken
+        for a schedule there.)
 
     Returns:
-      A transformation with `update(updates, state, params, **extra_args)`; its state
-      is a `LookaheadState`, one copy of the params larger than that of `inner`.
+      A transformation with `update(updates, state, params, **extra_args)`. Its state
+      is a `LookaheadState`, which is one copy of the params larger than the state of
+      `inner`.
 
     Raises:
-      ValueError: for an `inner` that is no transformation, a `sync_period` below 1 or not
-        whole, a `slow_step_size` outside (0, 1], an unknown `sync_moments`, a
-        `slow_dtype` that is not floating or (at `init`) narrower than the params, an inner
-        state that is not declared where `sync_moments` must know its moments; and for an
-        `update` without params or with a state made for others. Values that are only
-        known inside a compiled program cannot be checked.
+      ValueError: if `inner` is not a transformation, `sync_period` is below 1 or not
+        whole, `slow_step_size` is outside (0, 1], `sync_moments` is unknown, `slow_dtype`
+        is not floating or (at `init`) is narrower than the params, or `sync_moments`
+        requires a declaration that the inner state lacks; and in `update`, if the params
+        are missing or the state was made for other params. Values known only inside a
+        compiled program cannot be checked.
 
     Example:
-      Three steps down and one back, from 0 with slope 1 and α = ½:
+      Three steps forward and one back, from 0 with slope 1 and α = ½:
 
       >>> import jax.numpy as jnp, optax, slrla_jax
       >>> tx = slrla_jax.lookahead(optax.sgd(1.0), sync_period=3, slow_step_size=0.5)
@@ -162,26 +165,27 @@ def lookahead_layer(
             repeat k times:  v ← v + u(v)
             θ ← θ + α (v − θ)
 
-    merged into one update u of the params p, which are v, and θ after a sync:
+    merged into one update u of the params p, which are v, or θ after a sync:
 
         at the start of a cycle:  θ ← p
         v ← p + u(p)
         at a sync:                u ← (θ + α (v − θ)) − p
 
-    A sync moves the params alone, and the next cycle takes θ from them. So what the
-    state holds is the θ of the cycle's start, `cycle_start_params`, which a sync leaves
-    as it is: each copy of the params is read once and written once in an update, without
-    temporaries, and fast and slow weights are equal after a sync, bit by bit.
+    A sync moves only the params, and the next cycle takes θ from them. The state therefore
+    holds θ as of the start of the cycle, `cycle_start_params`, which a sync leaves
+    unchanged. Each update reads and writes each copy of the params once, without
+    temporaries, and after a sync the fast and slow weights are equal bit-for-bit.
 
     Args:
-      inner: layer 0, or the layer beneath.
+      inner: layer 0, or the layer below.
       sync_period: k.
       slow_step_size: α.
       sync_moments: one of `moments.CHOICES`.
-      slow_dtype: dtype of θ, None for the params'.
-      has_stepped: whether the layer beneath has just ended a step, from its state.
-      pull: a regulariser of the gradients that needs the slow weights of the cycle:
-        `pull(updates, params, slow, steps_taken)`.
+      slow_dtype: the dtype of θ; None for that of the params.
+      has_stepped: a function of the state of the layer below that says whether that layer
+        has just completed a step.
+      pull: a regulariser that changes the gradients and needs the slow weights of the
+        cycle: `pull(updates, params, slow, steps_taken)`.
     """
     inner = arguments.with_extra_args_support(inner)
     period_at = arguments.as_schedule(sync_period)
@@ -256,7 +260,7 @@ def lookahead_layer(
 
 
 def _interpolate(theta: jax.Array, p: ArrayLike, u: ArrayLike, alpha: ArrayLike) -> jax.Array:
-    """θ + α (v − θ) with v = p + u; for leaves without fractions, v."""
+    """θ + α (v − θ) with v = p + u; for integer and boolean leaves, v."""
     v = numerics.widen(p) + numerics.widen(u)
     if not numerics.is_inexact(p):
         return v
@@ -267,10 +271,10 @@ def _interpolate(theta: jax.Array, p: ArrayLike, u: ArrayLike, alpha: ArrayLike)
 def _step_back(
     sync: jax.Array, u: ArrayLike, p: ArrayLike, target: jax.Array, alpha: ArrayLike
 ) -> jax.Array:
-    """The update that brings p to the target at a sync, else u.
+    """At a sync, the update that moves p to the target; otherwise u.
 
-    With α = 1 it is u itself, for rounding would part the params from the inner
-    optimizer's.
+    With α = 1 it is u itself, because rounding would make the params differ from those of
+    the inner optimizer alone.
     """
     u, p = jnp.asarray(u), jnp.asarray(p)
     if not numerics.is_inexact(p):
@@ -281,7 +285,7 @@ def _step_back(
 
 
 def _of_state(slow: optax.Params, params: optax.Params) -> optax.Params:
-    """The params that the state was made for, without what else a model may hold."""
+    """The params that the state was made for, without anything else the model holds."""
     return numerics.tree_map(lambda _, p: p, slow, params)
 
 
@@ -293,7 +297,7 @@ def check_settings(
     slow_dtype: DTypeLike | None,
     entry: str = "",
 ) -> None:
-    """Raises a ValueError for a setting that no lookahead, or no entry of a list, can have."""
+    """Raises a ValueError for an invalid setting; `entry` marks its place in a list, if any."""
     arguments.check_transformation("inner", inner)
     arguments.check_period(f"sync_period{entry}", sync_period)
     arguments.check_step_size(f"slow_step_size{entry}", slow_step_size)
@@ -303,14 +307,14 @@ def check_settings(
 
 # Slow weights in a wider dtype than the params'
 #
-# A sync rounds θ to the params. So it stores θ with the bits that they will lose, and the
-# next cycle takes those if the params are still what θ rounds to.
+# A sync rounds θ to the dtype of the params. It therefore also stores the unrounded θ, and
+# the next cycle starts from that if the params still equal its rounded value.
 
 
 def slow_weights(
     synced: jax.Array, cycle_start_params: optax.Params, params: optax.Params
 ) -> optax.Params:
-    """The slow weights of the cycle: the params themselves before its first step."""
+    """The slow weights of the cycle: before its first step, the params themselves."""
     return numerics.tree_map(
         lambda theta, p: numerics.select(synced, _with_bits_of(theta, p), theta),
         cycle_start_params,
@@ -319,7 +323,7 @@ def slow_weights(
 
 
 def _with_bits_of(theta: jax.Array, p: ArrayLike) -> jax.Array:
-    """The params in the dtype of θ; θ itself, if that is what was rounded to them."""
+    """The params in the dtype of θ; θ itself if it rounds to the params."""
     p = numerics.sharded_like(jnp.asarray(p), theta)
     if theta.dtype == p.dtype:
         return p
@@ -330,7 +334,7 @@ def _with_bits_of(theta: jax.Array, p: ArrayLike) -> jax.Array:
 def _with_lost_bits(
     sync: jax.Array, slow: optax.Params, target: optax.Params, params: optax.Params
 ) -> optax.Params:
-    """The slow weights to be stored: of a sync, where they are wider than the params."""
+    """The slow weights to store: at a sync the new ones, if they are wider than the params."""
 
     def leaf(theta: jax.Array, t: Any, p: ArrayLike) -> jax.Array:
         if t is None or theta.dtype == jnp.result_type(p):

@@ -1,4 +1,4 @@
-"""SAM, ASAM and Lookbehind: descent with gradients from where the loss is worse."""
+"""SAM, ASAM and Lookbehind: descent with gradients taken at points of higher loss."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,9 +31,9 @@ def lookbehind(
     ascent_mask: Mask | None = None,
     cosine: str = "per_leaf",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Lookbehind: k steps of ascent behind, k of descent, and one step back.
+    r"""Lookbehind: k ascent steps, k descent steps, and one step back.
 
-    One training step, on one batch, from the slow weights θ:
+    One training step, on one batch, starting from the slow weights θ:
 
     .. math::
         φ_0 &= v_0 = θ \\
@@ -41,9 +41,9 @@ def lookbehind(
                \quad i = 1, …, k \\
         θ &← θ + α (v_k - θ)
 
-    The gradient at φ_i serves as descent gradient i and as ascent gradient i+1. So
-    k+1 gradients make the step: the caller's, at θ, and k calls of `grad_fn`. After
-    the step the params are the slow weights, and no copy is kept.
+    The gradient at φ_i serves both as descent gradient i and as ascent gradient i+1. A
+    step therefore takes k+1 gradient evaluations: the caller's, at θ, and k calls of
+    `grad_fn`. After the step the params are the slow weights, and no copy is stored.
 
     The ascent is that of SAM, or of ASAM with `adaptive_rho`:
 
@@ -51,48 +51,48 @@ def lookbehind(
         ε(g) = ρ \frac{g}{\|g\|}, \qquad ε(g) = ρ \frac{T² g}{\|T g\|},
         \quad T = |φ| + η_{asam} \text{ on weights, 1 elsewhere,}
 
-    with the norm over all leaves together (of params that are sharded inside `shard_map`,
-    over each shard: use `jax.jit` there). A zero gradient gives ε = 0.
+    where the norm is taken over all leaves together. (Inside `shard_map` it covers only
+    each device's shard, so use `jax.jit` for sharded params.) A zero gradient gives ε = 0.
 
-    Where a part of the params is frozen, put the `optax.partition` that freezes it inside,
-    around the optimizer of the descent, and name in `ascent_mask` what is trained: the
-    frozen params then stand still during the ascent and do not count in the norm. With the
-    partition outside, `grad_fn` would be called with what it masks missing.
+    If part of the params is frozen, put the `optax.partition` that freezes it inside,
+    around the descent optimizer, and select the trained params with `ascent_mask`. The
+    ascent then leaves the frozen params unchanged, and they do not count towards the norm.
+    With the partition outside, `grad_fn` would be called with the masked params missing.
 
     Args:
-      inner: A, the optimizer of the descent. It makes k steps a training step: the
-        boundaries of schedules inside are to be multiplied by k. Where it asks for the
-        loss (`value=`), it is told that of θ in all of them, so no line search can be in
-        it for k > 1.
-      ascent_steps: k ≥ 1, a plain number. (Under `optax.inject_hyperparams` name it
+      inner: A, the descent optimizer. It takes k steps per training step, so multiply the
+        boundaries of its schedules by k. If it needs the loss (`value=`), all k steps
+        receive the loss at θ; for this reason it must not contain a line search if k > 1.
+      ascent_steps: k ≥ 1, a plain number. (Under `optax.inject_hyperparams`, list it
         in `static_args`.)
-      rho: ρ ≥ 0, the length of an ascent step. With bfloat16 params a small ρ is partly
-        rounded away; keep float32 params and cast them in the loss.
+      rho: ρ ≥ 0, the length of an ascent step. With bfloat16 params, part of a small ρ is
+        rounded away; keep the params in float32 and cast them in the loss.
       slow_step_size: α in (0, 1]; or `"adaptive"` for
-        α = (cos(v_1 − θ, v_k − θ) + 1) / 2, where a zero difference counts as cosine 0.
-      adaptive_rho: whether the ascent is ASAM's.
-      eta: η_asam ≥ 0, with `adaptive_rho`.
-      weight_mask: with `adaptive_rho`, which leaves are weights: a tree of booleans like
-        the params or a prefix of it, or a function from params to that. None for the
-        leaves of two or more dimensions.
-      ascent_mask: which leaves the ascent moves, likewise; None for all. (Under
-        `optax.inject_hyperparams` name masks that are functions in `static_args`.)
-      cosine: with the adaptive α, `"per_leaf"` for an α of each leaf's own, `"global"`
-        for one of all leaves together.
+        α = (cos(v_1 − θ, v_k − θ) + 1) / 2, where the cosine is 0 if either difference is.
+      adaptive_rho: whether to ascend as ASAM does rather than as SAM does.
+      eta: η_asam ≥ 0, used with `adaptive_rho`.
+      weight_mask: with `adaptive_rho`, which leaves are weights: a tree of booleans with
+        the structure of the params or of a prefix of it, or a function from params to
+        such a tree. None for all leaves of two or more dimensions.
+      ascent_mask: which leaves the ascent moves, in the same form; None for all leaves.
+        (Under `optax.inject_hyperparams`, list masks that are functions in `static_args`.)
+      cosine: with the adaptive α, `"per_leaf"` for a separate α per leaf, or `"global"`
+        for a single α computed over all leaves together.
 
     Returns:
       A transformation to call as `update(grads, state, params, grad_fn=grad_fn)`. Its
-      state is that of `inner`. `grads` is the gradient at `params`, from the pass that
-      also gives the loss and the statistics of batch normalisation;
-      `grad_fn(params, i)` is the gradient of the same batch elsewhere, for ascent steps
-      i = 0, …, k − 1. Over several devices both must be averages over all of them.
-      Under `optax.MultiSteps`, `grad_fn` (and `value`) must cover the whole accumulated
-      batch, and the wrapper be called itself: its `gradient_transformation()` drops extra
-      arguments. All of this, with code, is in `docs/lookbehind.md`.
+      state is the state of `inner`. `grads` is the gradient at `params`, from the pass that
+      also gives the loss and the BatchNorm statistics; `grad_fn(params, i)` must return
+      the gradient on the same batch at other params, for ascent steps i = 0, …, k − 1.
+      With several devices, both must be averaged over all of them. Under
+      `optax.MultiSteps`, `grad_fn` (and `value`) must cover the whole accumulated batch;
+      call `update` of the `MultiSteps` object itself, because its
+      `gradient_transformation()` drops extra arguments. `docs/lookbehind.md` shows all of
+      this with code.
 
     Raises:
-      ValueError: for an argument outside these bounds; and in `update` without
-        `params` or `grad_fn`.
+      ValueError: if an argument is out of range; and in `update`, if `params` or `grad_fn`
+        is missing.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, slrla_jax
@@ -116,7 +116,7 @@ def lookbehind(
     if isinstance(ascent_steps, jax.Array):
         raise ValueError(
             f"`ascent_steps` must be a plain number, got {ascent_steps!r}; under "
-            "`optax.inject_hyperparams` name it in `static_args`."
+            "`optax.inject_hyperparams` list it in `static_args`."
         )
     arguments.check_length("ascent_steps", ascent_steps)
     arguments.check_bool("adaptive_rho", adaptive_rho)
@@ -136,8 +136,8 @@ def lookbehind(
         state = inner.init(params)
         if ascent_steps > 1 and moments.has_line_search(state):
             raise ValueError(
-                "`inner` must have no line search where `ascent_steps` is more than 1, got "
-                f"{ascent_steps}: `value` and `grad` are those of θ in all of its steps."
+                "`inner` must have no line search when `ascent_steps` is more than 1, got "
+                f"{ascent_steps}: all of its steps receive `value` and `grad` at θ."
             )
         return state
 
@@ -187,15 +187,16 @@ def sam(
     *,
     ascent_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Sharpness-aware minimisation: the gradient from a step of ascent away.
+    r"""Sharpness-aware minimisation: descent with the gradient taken one ascent step away.
 
     .. math::
         ε = ρ \frac{g}{\|g\|}, \qquad v ← A(v, ∇L(v + ε))
 
-    It is `lookbehind` with one ascent step and α = 1, and is called as that is.
+    This is `lookbehind` with one ascent step and α = 1, and its `update` is called in the
+    same way.
 
     Args:
-      inner: A, the optimizer of the descent.
+      inner: A, the descent optimizer.
       rho: ρ ≥ 0, the length of the ascent step.
       ascent_mask: which leaves the ascent moves; see `lookbehind`.
 
@@ -204,7 +205,8 @@ def sam(
       `lookbehind`.
 
     Raises:
-      ValueError: for a negative `rho`; and in `update` without `params` or `grad_fn`.
+      ValueError: if `rho` is negative; and in `update`, if `params` or `grad_fn` is
+        missing.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, slrla_jax
@@ -233,19 +235,19 @@ def asam(
     weight_mask: Mask | None = None,
     ascent_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adaptive SAM: the ascent measured in units of each weight's own size.
+    r"""Adaptive SAM: the ascent step is scaled by the magnitude of each weight.
 
     .. math::
         T = |v| + η \text{ on weights, 1 elsewhere}, \qquad
         ε = ρ \frac{T² g}{\|T g\|}, \qquad v ← A(v, ∇L(v + ε))
 
-    It is `lookbehind` with one ascent step, α = 1 and `adaptive_rho`, and is called as
-    that is.
+    This is `lookbehind` with one ascent step, α = 1 and `adaptive_rho`, and its `update`
+    is called in the same way.
 
     Args:
-      inner: A, the optimizer of the descent.
+      inner: A, the descent optimizer.
       rho: ρ ≥ 0, the length of the ascent step.
-      eta: η ≥ 0, the size that a zero weight counts for.
+      eta: η ≥ 0, added to the magnitude of each weight.
       weight_mask: which leaves are weights; see `lookbehind`.
       ascent_mask: which leaves the ascent moves; see `lookbehind`.
 
@@ -254,8 +256,8 @@ def asam(
       `lookbehind`.
 
     Raises:
-      ValueError: for a negative `rho` or `eta`; and in `update` without `params` or
-        `grad_fn`.
+      ValueError: if `rho` or `eta` is negative; and in `update`, if `params` or `grad_fn`
+        is missing.
 
     Example:
       >>> import optax, slrla_jax
@@ -279,13 +281,13 @@ def asam(
 
 
 def _broadcast(name: str, mask: Mask, params: optax.Params) -> Any:
-    """A mask as a tree of booleans like the params."""
+    """Expands a mask to a tree of booleans with the structure of the params."""
     mask = mask(params) if callable(mask) else mask
     wanted = f"`{name}` must be a tree of booleans like the params, or a prefix of it"
     for flag in jax.tree.leaves(mask):
         if not isinstance(flag, (bool, np.bool_)):
             raise ValueError(
-                f"{wanted}, got {flag!r} in it. (Under `optax.inject_hyperparams` name a mask "
+                f"{wanted}, got a leaf {flag!r}. (Under `optax.inject_hyperparams`, list a mask "
                 "that is a function in `static_args`.)"
             )
     try:
@@ -295,7 +297,7 @@ def _broadcast(name: str, mask: Mask, params: optax.Params) -> Any:
 
 
 def _masked(mask: Mask | None, params: optax.Params, grads: optax.Updates) -> optax.Updates:
-    """The gradients of the leaves that the mask names, None for the others."""
+    """The gradients of the leaves that the mask selects, and None for the others."""
     if mask is None:
         return grads
     flags = _broadcast("ascent_mask", mask, params)
@@ -318,7 +320,7 @@ def _scales(
 
 
 def _ascent(grads: optax.Updates, scales: optax.Params | None, rho: Scalar) -> optax.Updates:
-    """ε: ρ T² g / ‖T g‖, or zero for a zero gradient."""
+    """ε = ρ T² g / ‖T g‖, or zero for a zero gradient."""
     if scales is None:
         scales = numerics.tree_map(lambda _: 1.0, grads)
     scaled = numerics.tree_map(lambda g, t: t * numerics.widen(g), grads, scales)
@@ -335,19 +337,20 @@ def _gradient(
     i: int,
     grads: optax.Updates,
 ) -> optax.Updates:
-    """`grad_fn(behind, i)`, a tree like `grads`."""
+    """Calls `grad_fn(behind, i)` and checks that it returns a tree like `grads`."""
     hint = ""
     if any(map(_is_masked, jax.tree.leaves(behind, is_leaf=_is_masked))):
         hint = (
-            " It was called with params of which optax.masked or optax.partition, around this "
-            "sharpness-aware optimizer, has masked a part. Put it inside instead, and name what "
-            "is trained in `ascent_mask`: sam(optax.partition(…), ascent_mask=…)."
+            " It was called with params that were partly masked by an optax.masked or "
+            "optax.partition around this sharpness-aware optimizer. Put that inside instead, and "
+            "select the trained params with `ascent_mask`: "
+            "sam(optax.partition(…), ascent_mask=…)."
         )
     try:
         elsewhere = grad_fn(behind, i)
     except Exception as error:
         if hint:
-            error.add_note(f"This was raised by `grad_fn`.{hint}")
+            error.add_note(f"`grad_fn` raised this error.{hint}")
         raise
     structures: list[Any] = [jax.tree.structure(elsewhere), jax.tree.structure(grads)]
     if structures[0] != structures[1]:
@@ -372,14 +375,14 @@ def _is_masked(node: Any) -> bool:
 
 
 def _difference(updates: optax.Updates, end: optax.Params, start: optax.Params) -> optax.Updates:
-    """From start to end, of what is updated."""
+    """The change from start to end, for the leaves that have an update."""
     return numerics.tree_map(
         lambda _, x, y: numerics.widen(x) - numerics.widen(y), updates, end, start
     )
 
 
 def _adaptive_step_sizes(first: optax.Updates, last: optax.Updates, cosine: str) -> optax.Updates:
-    """α = (cos(first, last) + 1) / 2 for each leaf."""
+    """Computes α = (cos(first, last) + 1) / 2 for each leaf."""
 
     def inner_products(x: optax.Updates, y: optax.Updates) -> optax.Updates:
         each = jax.tree.map(
@@ -391,7 +394,7 @@ def _adaptive_step_sizes(first: optax.Updates, last: optax.Updates, cosine: str)
         return jax.tree.map(lambda _: total, each)
 
     def step_size(xy: jax.Array, xx: jax.Array, yy: jax.Array) -> jax.Array:
-        # Each norm by itself: their squares' product would underflow sooner.
+        # Two separate square roots: the product of the squared norms would underflow sooner.
         norms = numerics.sqrt(xx) * numerics.sqrt(yy)
         return (jnp.where(norms > 0, xy / jnp.where(norms > 0, norms, 1.0), 0.0) + 1) / 2
 
@@ -404,5 +407,5 @@ def _adaptive_step_sizes(first: optax.Updates, last: optax.Updates, cosine: str)
 
 
 def _step_back(moved: jax.Array, alpha: Any, update: jax.Array) -> jax.Array:
-    """α (v − θ); for α = 1, v − θ itself."""
+    """α (v − θ), or v − θ itself if α = 1."""
     return numerics.like(numerics.at_limit(alpha == 1, moved, alpha * moved), update)

@@ -1,12 +1,12 @@
-"""What a sync does to the state of the inner optimizer: keep, reset or pull back its moments.
+"""What a sync does to the inner optimizer's moments: it keeps, resets or pulls them back.
 
-The state of an optax optimizer mixes two things. *Moments* (momentum, Adam's m and v with
-the counts that correct their bias, accumulators of squares) are estimates made along the
-fast weights, and a step back may reset them or pull them back. Everything else says where
-training is (a schedule's counter, injected hyperparameters, a half-accumulated gradient)
-or belongs to another algorithm (anchors, nested slow weights, random keys), and goes on
-whatever happens to the moments: a learning-rate schedule that started again at every sync
-would never reach its later values.
+The state of an optax optimizer mixes two kinds of values. *Moments* (momentum, Adam's m and
+v with their bias-correction counts, accumulators of squares) are estimates made along the
+path of the fast weights, and a step back may reset them or pull them back. All other values
+record the progress of training (the counter of a schedule, injected hyperparameters, a
+partially accumulated gradient) or belong to another algorithm (anchors, nested slow weights,
+random keys). A sync never changes those: a learning-rate schedule that restarted at every
+sync would never reach its later values.
 """
 
 import collections
@@ -28,16 +28,16 @@ StateType = TypeVar("StateType", bound=type)
 
 
 class Fields(NamedTuple):
-    """The fields of a state that hold moments, and those that hold states with moments."""
+    """The fields of a state that hold moments, and those that hold states with moments inside."""
 
     moments: tuple[str, ...] = ()
     inner_states: tuple[str, ...] = ()
 
 
-# What users have declared, and the states of this package.
+# The states declared by users, and those of this package.
 _declared: dict[type, Fields] = {}
 
-# The states of optax and optax.contrib, by name. What is not named in a state goes on.
+# The states of optax and optax.contrib, by name. Fields that are not listed are left unchanged.
 OPTAX_STATES = {
     # Moments.
     "EmaState": Fields(("count", "ema")),
@@ -46,7 +46,7 @@ OPTAX_STATES = {
     "ScaleByAdaDeltaState": Fields(("e_g", "e_x")),
     "ScaleByAdamState": Fields(("count", "mu", "nu")),
     "ScaleByAdanState": Fields(("m", "v", "n", "g", "t")),
-    "ScaleByAdemamixState": Fields(("count", "m1", "m2", "nu")),  # count_m2 is its schedules'
+    "ScaleByAdemamixState": Fields(("count", "m1", "m2", "nu")),  # count_m2: its schedules
     "ScaleByAmsgradState": Fields(("count", "mu", "nu", "nu_max")),
     "ScaleByBeliefState": Fields(("count", "mu", "nu")),
     "ScaleByLionState": Fields(("count", "mu")),
@@ -56,11 +56,11 @@ OPTAX_STATES = {
     "ScaleByRStdDevWithCountState": Fields(("count", "mu", "nu")),
     "ScaleByRmsState": Fields(("nu",)),
     "ScaleByRmsWithCountState": Fields(("count", "nu")),
-    "ScaleByRpropState": Fields(("prev_updates",)),  # the step sizes it has found go on
+    "ScaleByRpropState": Fields(("prev_updates",)),  # keeps its adapted step sizes
     "ScaleByRssState": Fields(("sum_of_squares",)),
     "ScaleBySM3State": Fields(("mu", "nu")),
     "TraceState": Fields(("trace",)),
-    # Other transformations around.
+    # Wrappers of other transformations.
     "ApplyIfFiniteState": Fields(inner_states=("inner_state",)),
     "ConditionallyMaskState": Fields(inner_states=("inner_state",)),
     "ConditionallyTransformState": Fields(inner_states=("inner_state",)),
@@ -75,7 +75,7 @@ OPTAX_STATES = {
     "SAMState": Fields(inner_states=("opt_state", "adv_state")),
     "ScheduleFreeState": Fields(inner_states=("base_optimizer_state",)),
     "SplitRealAndImaginaryState": Fields(inner_states=("inner_state",)),
-    # Counters, random keys, remembered evaluations, what is known of the loss's curvature.
+    # Counters, random keys, stored evaluations, and estimates of the curvature of the loss.
     "AddNoiseState": Fields(),
     "ApplyEvery": Fields(),
     "DifferentiallyPrivateAggregateState": Fields(),
@@ -90,14 +90,14 @@ OPTAX_STATES = {
     "WeightDecaySchedule": Fields(),
     "WrappedScheduleState": Fields(),
     "ZeroNansState": Fields(),
-    # A learning rate that is found in the course of training, from all that the state holds.
+    # The learning rate is estimated during training, from the entire state.
     "COCOBState": Fields(),
     "DAdaptAdamWState": Fields(),
     "DoGState": Fields(),
     "DoWGState": Fields(),
     "ProdigyState": Fields(),
     "ScaleByDistanceOverGradientsState": Fields(),
-    # One counter for the moments and for a schedule: neither can be had without the other.
+    # One counter serves both the moments and a schedule, so the two cannot be separated.
     "MadgradState": Fields(),
     "MomoAdamState": Fields(),
     "MomoState": Fields(),
@@ -111,41 +111,43 @@ LINE_SEARCHES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLine
 def declare_moments(
     *moments: str, inner_states: tuple[str, ...] = ()
 ) -> Callable[[StateType], StateType]:
-    """Declares which fields of an optimizer state of your own are moments.
+    """Declares which fields of a custom optimizer state are moments.
 
-    A sync with `sync_moments="reset"` or `"pullback"` acts on them, and on nothing else:
-    counters of schedules, anchors and random keys go on. The states of optax,
-    optax.contrib and this package are known already.
+    A sync with `sync_moments="reset"` or `"pullback"` changes these fields and no others:
+    schedule counters, anchors and random keys are left unchanged. The states of optax,
+    optax.contrib and this package are already known.
 
     Args:
-      *moments: names of the fields that hold moments: averages and accumulators of
-        gradients, and the counts that correct their bias. None, if there are none.
-      inner_states: names of the fields that hold the state of another optimizer, whose
-        moments count as well.
+      *moments: the names of the fields that hold moments: averages and accumulators of
+        gradients, and their bias-correction counts. Pass no names if there are none.
+      inner_states: the names of the fields that hold the state of another optimizer, whose
+        own moments are then included.
 
     Returns:
-      A decorator for the state's class, a NamedTuple or a dataclass; it gives the class back.
+      A decorator for the state's class, a NamedTuple or a dataclass. It returns the class
+      unchanged.
 
     Raises:
-      TypeError: if the class is neither, or if names are given in another form.
-      ValueError: for a name that is not one of its fields.
+      TypeError: if the class is neither a NamedTuple nor a dataclass, or if the names are
+        not given as strings.
+      ValueError: if a name is not a field of the class.
 
     Example:
       >>> from typing import NamedTuple
       >>> import jax, optax, slrla_jax
       >>> @slrla_jax.declare_moments("momentum")
       ... class MyState(NamedTuple):
-      ...     step: jax.Array  # the argument of a schedule, which goes on
+      ...     step: jax.Array  # the argument of a schedule, unchanged by a sync
       ...     momentum: optax.Updates
 
-      A class from elsewhere is declared by a call:
+      To declare a class defined elsewhere, call the decorator on it:
 
       >>> _ = slrla_jax.declare_moments("momentum")(MyState)
     """
     if not all(isinstance(name, str) for name in moments):
         raise TypeError(
-            f"`declare_moments` takes names of fields, got {moments!r}: write "
-            "@declare_moments() for a state without moments."
+            f"`declare_moments` takes names of fields, got {moments!r}; for a state without "
+            "moments, write @declare_moments()."
         )
     if isinstance(inner_states, str):
         raise TypeError(f"`inner_states` must be a tuple of names, got {inner_states!r}.")
@@ -153,11 +155,11 @@ def declare_moments(
     def declare(state_type: StateType) -> StateType:
         known = _field_names(state_type)
         if known is None:
-            raise TypeError(f"A state must be a NamedTuple or a dataclass, got {state_type!r}.")
+            raise TypeError(f"The state must be a NamedTuple or a dataclass, got {state_type!r}.")
         for name in (*moments, *inner_states):
             if name not in known:
                 raise ValueError(
-                    f"`{name}` is not a field of {state_type.__name__}, which has "
+                    f"`{name}` is not a field of {state_type.__name__}, whose fields are: "
                     f"{', '.join(known) or 'none'}."
                 )
         _declared[state_type] = Fields(moments, inner_states)
@@ -167,10 +169,10 @@ def declare_moments(
 
 
 def find(sync_moments: str, state: optax.OptState) -> tuple[Any, ...]:
-    """The moments in a state, each a tree by itself; none with `"keep"`.
+    """The moments in a state, each as a separate tree; with `"keep"`, an empty tuple.
 
-    They are without the names of their fields, so that `optax.tree.get(opt_state, "mu")`
-    finds them in the inner optimizer's state alone, also where a copy of them is kept.
+    They carry no field names, so that `optax.tree.get(opt_state, "mu")` finds only the inner
+    optimizer's moments even when a copy of them is stored.
     """
     found: list[Any] = []
     if sync_moments != KEEP:
@@ -181,13 +183,13 @@ def find(sync_moments: str, state: optax.OptState) -> tuple[Any, ...]:
 def at_cycle_start(
     sync_moments: str, synced: jax.Array, state: optax.OptState, start: tuple[Any, ...]
 ) -> tuple[Any, ...]:
-    """The moments that the cycle began with: those of `state` itself before its first step."""
+    """The moments at the start of the cycle: before its first step, those in `state` itself."""
     wanted = find(sync_moments, state) if sync_moments == PULLBACK else ()
     structures: list[Any] = [jax.tree.structure(wanted), jax.tree.structure(start)]
     if structures[0] != structures[1]:
         raise ValueError(
-            f"`opt_state` was made with another `sync_moments` or for other params than this "
-            f"transformation's, whose `sync_moments` is {sync_moments!r}: make it with `init`."
+            f"`opt_state` was made with another `sync_moments` or for other params: this "
+            f"transformation has `sync_moments` = {sync_moments!r}. Make the state with its `init`."
         )
     return tuple(
         jax.tree.map(lambda now, old: numerics.select(synced, now, old), *trees)
@@ -203,7 +205,7 @@ def at_sync(
     start: tuple[Any, ...],
     alpha: ArrayLike,
 ) -> optax.OptState:
-    """The state with its moments reset or pulled back where there is a sync."""
+    """The state, with its moments reset or pulled back if `sync` is true."""
 
     def reset(now: Any, first: Any) -> Any:
         return numerics.select(sync, first, now)
@@ -228,10 +230,10 @@ def at_sync(
 
 
 def forget_evaluations(moved: ArrayLike, state: optax.OptState) -> optax.OptState:
-    """A line search's state without the loss it remembers, where the params have moved since.
+    """Discards the loss that a line search has stored, if the params have moved since.
 
-    An infinite value is its own sign for that: `optax.value_and_grad_from_state` then
-    evaluates the loss anew.
+    The stored value becomes infinite, which makes `optax.value_and_grad_from_state` evaluate
+    the loss again.
     """
 
     def forget(node: Any) -> Any:
@@ -244,7 +246,7 @@ def forget_evaluations(moved: ArrayLike, state: optax.OptState) -> optax.OptStat
 
 
 def has_line_search(state: optax.OptState) -> bool:
-    """Whether there is the state of a line search in a state."""
+    """Whether a state contains the state of a line search."""
     return any(map(_is_line_search, jax.tree.leaves(state, is_leaf=_is_line_search)))
 
 
@@ -253,13 +255,13 @@ def _is_line_search(node: Any) -> bool:
 
 
 def _map_moments(f: Callable[[Any], Any], state: Any, sync_moments: str) -> Any:
-    """Replaces every tree of moments in a state by what f makes of it."""
+    """Applies f to every tree of moments in a state."""
 
     def inside(node: Any) -> Any:
         return _map_moments(f, node, sync_moments)
 
     if isinstance(state, dict):
-        # In JAX's order of the keys, which no copy or compiled function changes.
+        # JAX's order of the keys, which survives copies and compiled functions.
         keys = list(state) if isinstance(state, collections.OrderedDict) else sorted(state)
         changed = copy.copy(state)
         changed.update((key, inside(state[key])) for key in keys)
@@ -279,19 +281,19 @@ def _map_moments(f: Callable[[Any], Any], state: Any, sync_moments: str) -> Any:
 
 
 def _undeclared(state_type: type, sync_moments: str) -> str:
-    """What to do about a state of which nothing is known."""
+    """The error message for a state whose moments are not declared."""
     if _field_names(state_type) is None:
         what = f"a bare {state_type.__name__} is not declared: put it into a NamedTuple decorated"
     else:
         what = f"{state_type.__name__} is not declared: decorate it"
     return (
         f"`sync_moments` = {sync_moments!r} must know which parts of the inner optimizer's state "
-        f"are moments, and {what} with `slrla_jax.declare_moments`, naming its fields that are."
+        f"are moments, but {what} with `slrla_jax.declare_moments` and name the fields that are."
     )
 
 
 def _fields_of(state_type: type) -> Fields | None:
-    """What is declared of a class, by its user or above."""
+    """The declaration of a class, by its user or in this module."""
     if state_type in _declared:
         return _declared[state_type]
     is_optax = state_type.__module__.partition(".")[0] == "optax"
@@ -299,7 +301,7 @@ def _fields_of(state_type: type) -> Fields | None:
 
 
 def _field_names(state_type: type) -> tuple[str, ...] | None:
-    """The fields of a NamedTuple or a dataclass, or None for another class."""
+    """The fields of a NamedTuple or a dataclass, or None for any other class."""
     if issubclass(state_type, tuple) and hasattr(state_type, "_fields"):
         return tuple(state_type._fields)
     if dataclasses.is_dataclass(state_type):

@@ -20,33 +20,33 @@ def multilayer_lookahead(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lookahead around Lookahead, to any depth.
 
-    Layer 0 is the inner optimizer. One step of layer n is k_n steps of layer n−1,
-    then its own step back,
+    Layer 0 is the inner optimizer. One step of layer n consists of k_n steps of layer n−1
+    followed by the step back of layer n,
 
     .. math::
         θ^{(n)} ← θ^{(n)} + α_n (θ^{(n-1)} - θ^{(n)}), \quad θ^{(n-1)} ← θ^{(n)},
 
     so with constant periods layer n syncs every :math:`k_1 k_2 ⋯ k_n` optimizer
-    steps, from the inside out, and the layers inside it go on from its new weights.
-    L layers keep L slow copies. By hand, the same algorithm is
+    steps. When several layers sync at the same step, they do so from the inside out, and
+    the inner layers continue from the new weights of the outermost. L layers store L slow
+    copies. Two layers can also be written by hand, as
     `lookahead(lookahead(inner, k_1, α_1), k_1 * k_2, α_2)`.
 
     Args:
       inner: the inner optimizer; see `lookahead`.
-      sync_periods: k_1, …, k_L, innermost layer first; each a number, a traced array
-        or a schedule of the 0-based optimizer step, counting steps of the layer
-        beneath.
-      slow_step_sizes: α_1, …, α_L, likewise.
+      sync_periods: k_1, …, k_L, innermost layer first, each in steps of the layer below;
+        each is a number, a traced array, or a schedule of the 0-based optimizer step.
+      slow_step_sizes: α_1, …, α_L, in the same form.
       sync_moments: what the syncs of every layer do to the moments of `inner`; see
         `lookahead`.
-      slow_dtype: dtype of the slow copies; see `lookahead`.
+      slow_dtype: the dtype of the slow copies; see `lookahead`.
 
     Returns:
-      A transformation whose state is the outermost layer's `LookaheadState`, the
-      layers beneath nested in its `inner_state`.
+      A transformation whose state is the outermost layer's `LookaheadState`, with the
+      layers below nested in its `inner_state`.
 
     Raises:
-      ValueError: as `lookahead`, and for lists that are empty or of unequal length.
+      ValueError: as `lookahead` does, and if a list is empty or the lists differ in length.
 
     Example:
       >>> import jax.numpy as jnp, optax, slrla_jax
@@ -77,7 +77,7 @@ def multilayer_lookahead(
 
     tx = lookahead_layer(inner, *layers[0], sync_moments, slow_dtype)
     for k, alpha in layers[1:]:
-        # A layer's step is over when the layer beneath has synced.
+        # A sync of the layer below completes one step of it.
         tx = lookahead_layer(
             tx, k, alpha, sync_moments, slow_dtype, has_stepped=lambda beneath: beneath.synced
         )

@@ -1,8 +1,8 @@
 """Arithmetic on trees of params.
 
-Half precision is computed in float32 and rounded once; a selection keeps the dtype and the
-sharding of what it may replace; and a limit that is taken exactly has the derivative of
-the formula that it is the limit of.
+Half-precision values are computed in float32 and rounded once. A selection keeps the dtype
+and sharding of the old value. Where a limit is taken exactly, its derivative is still that
+of the general formula.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 
 def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`jax.tree.map` over the leaves of the first tree; its Nones stay, whatever others have.
+    """Like `jax.tree.map`, but a None in the first tree stays None and is not descended into.
 
-    So a part of the params may have no gradient, and a model may hold functions.
+    Part of the params may therefore have no gradient, and a model may contain functions.
     """
     return jax.tree.map(
         lambda x, *others: None if x is None else f(x, *others),
@@ -31,9 +31,9 @@ def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def copy(params: optax.Params, dtype: DTypeLike | None = None) -> optax.Params:
-    """The params in buffers of their own, so that params and state can both be donated.
+    """Copies the params to new buffers, so that params and state can both be donated.
 
-    Floating leaves are cast to `dtype`, complex ones to its complex counterpart.
+    Floating leaves are cast to `dtype`, and complex leaves to its complex counterpart.
     """
 
     def leaf(x: ArrayLike) -> jax.Array:
@@ -48,7 +48,7 @@ def copy(params: optax.Params, dtype: DTypeLike | None = None) -> optax.Params:
 
 
 def add(params: optax.Params, updates: optax.Updates) -> optax.Params:
-    """`optax.apply_updates`, where leaves without an update stay what they are."""
+    """Like `optax.apply_updates`, but leaves without an update stay unchanged."""
 
     def leaf(u: Any, p: Any) -> Any:
         return p if u is None else jnp.asarray(p + u).astype(jnp.result_type(p))
@@ -57,7 +57,7 @@ def add(params: optax.Params, updates: optax.Updates) -> optax.Params:
 
 
 def sum_of_squares(tree: optax.Updates) -> jax.Array:
-    """The squared norm of all leaves together."""
+    """The squared norm over all leaves together."""
 
     def squares(x: jax.Array) -> jax.Array:
         return jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else x * x
@@ -69,34 +69,34 @@ def sum_of_squares(tree: optax.Updates) -> jax.Array:
 
 
 def is_inexact(x: ArrayLike) -> bool:
-    """Whether a leaf is floating or complex, so that interpolating it has a meaning."""
+    """Whether a leaf is floating or complex, so that it can be interpolated."""
     return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
 def is_narrow(x: ArrayLike) -> bool:
-    """Whether a leaf is floating with fewer bits than float32."""
+    """Whether a leaf is floating and narrower than float32."""
     dtype = jnp.result_type(x)
     return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
 
 
 def widen(x: ArrayLike) -> jax.Array:
-    """A leaf as it is computed with: in float32 at least."""
+    """Casts a leaf to the dtype of computations: float32, or its own if that is wider."""
     if is_narrow(x):
         return jnp.asarray(x).astype(jnp.float32)
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
 def sqrt(x: jax.Array) -> jax.Array:
-    """√x for x ≥ 0, with derivative 0 at 0 instead of infinity."""
+    """√x for x ≥ 0, with derivative 0 instead of infinity at 0."""
     return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
 
 
 def rounded(x: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """The array with no more precision than `dtype` has, in its own dtype.
+    """Rounds an array to the precision of `dtype`, but keeps its own dtype.
 
-    To cast there and back is not enough: XLA may drop the pair inside a fusion
-    (xla_allow_excess_precision). What it may not drop is reduce_precision, which
-    however flushes subnormals, and float16 has those in the range of weights.
+    Casting there and back is not enough, because XLA may remove the pair of casts inside a
+    fusion (xla_allow_excess_precision). It may not remove reduce_precision, but that
+    flushes subnormals to zero, and the subnormals of float16 are in the range of weights.
     """
     if x.dtype == dtype:
         return x
@@ -109,19 +109,19 @@ def rounded(x: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 
 def select(condition: ArrayLike, new: ArrayLike, old: ArrayLike) -> jax.Array:
-    """`new` where the condition holds, else `old`; in the dtype and the sharding of `old`."""
+    """`new` where the condition holds, else `old`, in the dtype and sharding of `old`."""
     old = jnp.asarray(old)
     return jnp.where(condition, like(new, old), old)
 
 
 def like(x: ArrayLike, other: jax.Array) -> jax.Array:
-    """The array in another's dtype and sharding."""
+    """Converts an array to the dtype and sharding of another."""
     return sharded_like(jnp.asarray(x, other.dtype), other)
 
 
 def sharded_like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """The array in another's sharding, where mesh axes are Explicit and operands must agree."""
-    if not hasattr(jax.sharding, "reshard"):  # a jax from before there were such axes
+    """Reshards an array like another where mesh axes are Explicit and operands must agree."""
+    if not hasattr(jax.sharding, "reshard"):  # a version of jax without Explicit axes
         return x
     wanted = jax.typeof(other).sharding
     if wanted == jax.typeof(x).sharding:
@@ -133,10 +133,11 @@ def sharded_like(x: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def at_limit(is_limit: ArrayLike, exact: jax.Array, general: jax.Array) -> jax.Array:
-    """`general`, or at its limit what it is there without rounding.
+    """`exact` where `is_limit` holds, and `general` elsewhere.
 
-    Its derivative is that of `general` at the limit as well: where α = 1 is taken to be the
-    inner optimizer, the derivative with respect to α is still v − θ.
+    `exact` is the value of `general` at the limit without its rounding error. The derivative
+    is always that of `general`: where α = 1 gives exactly the inner optimizer, the derivative
+    with respect to α is still v − θ.
     """
     if isinstance(is_limit, (bool, np.bool_)):
         return exact if is_limit else general

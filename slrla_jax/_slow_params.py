@@ -1,4 +1,4 @@
-"""Reading the slow weights out of an optimizer's state."""
+"""Reads the slow weights out of an optimizer state."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,33 +10,34 @@ import optax
 
 from slrla_jax._lookahead import LookaheadState, slow_weights
 
-# A leaf's place in a tree, whatever containers the tree is made of.
+# The path of a leaf in a tree, independent of the types of its containers.
 Place = tuple[Any, ...]
 
 
 def slow_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
-    """The slow weights, wherever in an optimizer's state the lookahead sits.
+    """Returns the slow weights, wherever the lookahead is within an optimizer state.
 
-    These are the weights to evaluate, at any point of the cycle: θ during a cycle,
-    and the params themselves between a sync and the next step.
+    These are the weights to evaluate at any step: θ during a cycle, and the params
+    themselves between a sync and the next step.
 
     Args:
-      opt_state: the state of any transformation with a lookahead inside: in
-        `optax.chain`, `MultiSteps`, `masked`, `partition`, `inject_hyperparams`,
-        `flatten`, …; a Linen `TrainState.opt_state` or an `nnx.Optimizer.opt_state`;
-        replicated by pmap or batched by vmap together with the params. Of nested
-        lookaheads the outermost counts.
-      params: the current params, that is the fast weights.
+      opt_state: the state of any transformation that contains a lookahead, for example
+        inside `optax.chain`, `MultiSteps`, `masked`, `partition`, `inject_hyperparams` or
+        `flatten`; the `opt_state` of a Linen `TrainState` or of an `nnx.Optimizer`; or a
+        state replicated by pmap or batched by vmap together with the params. If
+        lookaheads are nested, the outermost counts.
+      params: the current params, that is, the fast weights.
 
     Returns:
-      A tree like `params`, in its containers; leaves are in `slow_dtype` where it was
-      set. Leaves that no lookahead governs (masked out, or under another optimizer)
-      are copies of those of `params`. Nothing of it shares a buffer with `params` or
-      `opt_state`, so it outlives a step to which they are donated.
+      A tree with the structure and containers of `params`; leaves are in `slow_dtype` if
+      that was set. Leaves outside every lookahead (masked out, or under another
+      optimizer) are copies of the leaves of `params`. The result shares no buffer with
+      `params` or `opt_state`, so it stays valid after a step to which they are donated.
 
     Raises:
-      ValueError: if there is no lookahead in `opt_state`, if two that are not nested
-        govern one leaf, or if `params` is not the tree that the state was made for.
+      ValueError: if `opt_state` contains no lookahead, if two lookaheads that are not
+        nested cover the same leaf, or if `params` is not the tree that the state was made
+        for.
 
     Example:
       >>> import jax.numpy as jnp, optax, slrla_jax
@@ -63,8 +64,8 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params
         for place, leaf in _slow_leaves(state, current).items():
             if place in slow:
                 raise ValueError(
-                    "`opt_state` holds two lookaheads, neither inside the other, for "
-                    f"params{_name(place)}."
+                    "`opt_state` holds two lookaheads, neither inside the other, that both "
+                    f"cover params{_name(place)}."
                 )
             slow[place] = leaf
     return jax.tree.unflatten(
@@ -74,9 +75,9 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params
 
 
 def _slow_leaves(state: LookaheadState, current: dict[Place, Any]) -> dict[Place, Any]:
-    """The slow weights of one lookahead by the places that they have in the params."""
-    # One flag for the whole state, or one per replica along leading axes. In an
-    # nnx.Optimizer it is boxed.
+    """The slow weights of one lookahead, by their paths in the params."""
+    # One flag for the whole state, or one per replica along leading axes. An
+    # nnx.Optimizer boxes it.
     (synced,) = jax.tree.leaves(state.synced)
 
     def read(theta: jax.Array, p: Any) -> Any:
@@ -106,15 +107,15 @@ def _slow_leaves(state: LookaheadState, current: dict[Place, Any]) -> dict[Place
     return slow
 
 
-# The state's tree beside the params'
+# Matching the tree of the state to that of the params
 
 
 def _param_for(place: Place, current: dict[Place, Any]) -> tuple[Place | None, Any]:
-    """Where the params have what the state has at a place, and that.
+    """Finds the param that corresponds to a path in the state; returns its path and value.
 
-    It is at the same place, but for two kinds of boxes: Flax puts a param into a Variable,
-    whose one child is called `value`, and `optax.contrib.split_real_and_imaginary` makes
-    two leaves of a complex one.
+    The paths are equal but for two kinds of wrappers: Flax puts a param into a Variable,
+    whose only child is called `value`, and `optax.contrib.split_real_and_imaginary` splits
+    a complex leaf into two.
     """
     if place in current:
         return place, current[place]
@@ -128,7 +129,7 @@ def _param_for(place: Place, current: dict[Place, Any]) -> tuple[Place | None, A
 
 
 def _is_flat(stored: dict[Place, Any], current: dict[Place, Any], batch_axes: int) -> bool:
-    """Whether `optax.flatten` made one vector of all params."""
+    """Whether `optax.flatten` has concatenated all params into one vector."""
     if list(stored) != [()] or () in current or not current:
         return False
     sizes = [np.prod(jnp.shape(leaf)[batch_axes:], dtype=int) for leaf in current.values()]
@@ -157,7 +158,7 @@ def _read_flat(
 
 
 def _place(path: tuple[Any, ...]) -> Place:
-    """A key path without the kinds of its containers."""
+    """A key path without the types of its containers."""
     return tuple(_key(entry) for entry in path)
 
 
@@ -168,7 +169,7 @@ def _key(entry: Any) -> Any:
     return entry
 
 
-# What is said and what is copied
+# Messages and copies
 
 
 def _is_lookahead(node: Any) -> bool:
@@ -176,17 +177,17 @@ def _is_lookahead(node: Any) -> bool:
 
 
 def _nothing_found(opt_state: Any) -> str:
-    """Why a state has no slow weights, and what to pass instead."""
+    """The error message for a state without slow weights."""
     places = [_place(path) for path, _ in jax.tree_util.tree_leaves_with_path(opt_state)]
     if any("cycle_start_params" in place for place in places):
         return (
-            "`opt_state` has the fields of a lookahead, but as plain containers, as where a "
+            "`opt_state` has the fields of a lookahead, but in plain containers, as when a "
             "checkpoint is restored without a target: restore it with `tx.init(params)` as the "
             "target."
         )
     return (
-        "`opt_state` holds no lookahead, so there are no slow weights in it: it must be the state "
-        "of a transformation with a lookahead of slrla_jax inside, got a "
+        "`opt_state` holds no lookahead and therefore no slow weights: it must be the state of a "
+        "transformation that contains a lookahead of slrla_jax, got a "
         f"{type(opt_state).__name__}."
     )
 
@@ -196,7 +197,7 @@ def _name(place: Place) -> str:
 
 
 def _copy(leaf: Any) -> Any:
-    """A leaf in a buffer of its own; what is no array, as it is."""
+    """Copies an array; returns anything else unchanged."""
     if isinstance(leaf, jax.Array):
         return jnp.array(leaf, copy=True)
     return np.array(leaf) if isinstance(leaf, np.ndarray) else leaf

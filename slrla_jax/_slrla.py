@@ -1,4 +1,4 @@
-"""SLRLA: stages of Lookahead, each held near the slow weights it began with."""
+"""SLRLA: stages of Lookahead, each pulled towards the slow weights at its start."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,16 +22,16 @@ class Stage:
     """The settings of one stage of `slrla`: T_q, η_q, β_q, k_q and α_q.
 
     Attributes:
-      cycles: T_q ≥ 1, cycles of Lookahead in the stage. It lasts `cycles * sync_period`
-        optimizer steps and ends on a sync.
+      cycles: T_q ≥ 1, the number of Lookahead cycles in the stage, which therefore lasts
+        `cycles * sync_period` optimizer steps and ends on a sync.
       learning_rate: η_q ≥ 0; a number, or a schedule of the 0-based optimizer step
         within the stage.
-      beta: β_q ≥ 0, strength of the local regulariser; 0 for none.
-      sync_period: k_q ≥ 1, optimizer steps in a cycle.
+      beta: β_q ≥ 0, the strength of the local regulariser; 0 for none.
+      sync_period: k_q ≥ 1, the number of optimizer steps in a cycle.
       slow_step_size: α_q in (0, 1].
 
     Raises:
-      ValueError: for a value outside these bounds.
+      ValueError: if a value is out of range.
 
     Example:
       >>> import slrla_jax
@@ -55,7 +55,7 @@ class Stage:
 
     @property
     def length(self) -> int:
-        """Optimizer steps in the stage."""
+        """The number of optimizer steps in the stage."""
         length: int = _whole(self.cycles) * _whole(self.sync_period)
         return length
 
@@ -69,7 +69,7 @@ def slrla(
     anchor_dtype: DTypeLike | None = None,
     decoupled: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Stagewise locally-regularised Lookahead, whole (Algorithm 3 of Zhou et al.).
+    r"""Stagewise locally-regularised Lookahead, SLRLA (Algorithm 3 of Zhou et al.).
 
     .. math::
         &\textbf{for } q = 1, …, Q: \\
@@ -77,30 +77,32 @@ def slrla(
         &\quad θ_q = \text{Lookahead}(F_q, η_q, T_q, α_q, k_q, θ_{q-1}, A)
 
     Each stage has its own learning rate η_q, length T_q, slow step size α_q, period
-    k_q and strength β_q; after the last stage its settings remain in force. β = 0 is stagewise
-    Lookahead, β = 0 with α = 1 stagewise SGD, and one stage with β = 0 is
-    `lookahead`. What is said there of the place in a chain holds here.
+    k_q and strength β_q. Training may continue beyond the last stage with that stage's
+    settings. With β = 0 this is stagewise Lookahead, with β = 0 and α = 1 stagewise SGD,
+    and with β = 0 and a single stage `lookahead`. Like `lookahead`, put it last in a chain.
 
     Args:
-      make_inner: makes A, the inner optimizer, from a learning rate: `optax.sgd`, say, or
-        `lambda lr: optax.sgd(lr, momentum=0.9)`. It is given one schedule that covers all
-        stages.
+      make_inner: a function that makes the inner optimizer A from a learning rate, such
+        as `optax.sgd` or `lambda lr: optax.sgd(lr, momentum=0.9)`. It is called with one
+        schedule that covers all stages.
       stages: the stages 1, …, Q.
       sync_moments: what a sync does to the moments of the inner optimizer; see
-        `lookahead`. Stages, anchors and the learning rate's schedule go on.
-      slow_dtype: dtype of the slow weights; see `lookahead`.
-      anchor_dtype: dtype of the anchor θ_{q−1}; see `stagewise_prox`.
-      decoupled: whether the pull bypasses the inner optimizer, adding −η β (v − θ_{q−1})
-        to its update, instead of being added to the gradient. It is to the
-        regulariser what AdamW is to L2, for adaptive inner optimizers.
+        `lookahead`. Stages, anchors and the learning-rate schedule are not affected.
+      slow_dtype: the dtype of the slow weights; see `lookahead`.
+      anchor_dtype: the dtype of the anchor θ_{q−1}; see `stagewise_prox`.
+      decoupled: whether the pull −η β (v − θ_{q−1}) is added to the inner optimizer's
+        update (decoupled), instead of β (v − θ_{q−1}) being added to the gradient
+        (coupled). For adaptive inner optimizers this is to the regulariser what AdamW is
+        to L2.
 
     Returns:
-      A transformation like `lookahead`'s, with one more copy of the params in its
-      state: the anchor. (Where every β is 0 there is none.)
+      A transformation like that of `lookahead`, with one more copy of the params in its
+      state: the anchor. (If every β is 0, no anchor is stored.)
 
     Raises:
-      ValueError: if `make_inner` is no function that returns a transformation, if `stages`
-        is empty or holds anything but stages, and as `lookahead` and `stagewise_prox` do.
+      ValueError: if `make_inner` is not a function that returns a transformation, if
+        `stages` is empty or contains anything but `Stage` objects, and as `lookahead` and
+        `stagewise_prox` do.
 
     Example:
       >>> import optax, slrla_jax
@@ -157,11 +159,11 @@ def slrla(
 def _minimising(
     prox: optax.GradientTransformation, beta_at: Schedule, tx: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-    """`optax.chain(prox, tx)`, with `tx` told of F_q also where it asks for more than g.
+    """`optax.chain(prox, tx)` in which the extra arguments of `tx` refer to F_q as well.
 
-    Optimizers that look at the loss (`value=`) or evaluate gradients themselves
-    (`grad_fn=`) would otherwise step on the plain F. What a line search remembers of F_q
-    is not what the training loop asks for, which is F.
+    Optimizers that use the loss (`value=`) or evaluate gradients themselves (`grad_fn=`)
+    would otherwise minimise F without the regulariser. A line search must also discard its
+    stored value of F_q, because the training loop expects the value of F.
     """
     tx = arguments.with_extra_args_support(tx)
 
@@ -186,7 +188,7 @@ def _minimising(
 
 
 def _forgetting(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`inner`, whose line search forgets the loss at params that a pull will move on."""
+    """`inner`, but its line search discards the stored loss, because a pull moves the params."""
     inner = arguments.with_extra_args_support(inner)
 
     def update_fn(
@@ -214,22 +216,22 @@ def slrla_sgd(
     slow_dtype: DTypeLike | None = None,
     anchor_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""SLRLA around SGD in the form of the authors' released code.
+    r"""SLRLA around SGD, in the form of the authors' released code.
 
-    There the anchor a is refreshed every S = `anchor_period` optimizer steps, whatever
-    the stages of the learning rate are:
+    There the anchor a is refreshed every S = `anchor_period` optimizer steps, regardless
+    of the learning-rate schedule:
 
     .. math::
         a &← v \text{ at steps } 0, S, 2S, … \\
         m &← μ m + g + β (v - a) + λ v \\
         v &← v - η m, \quad \text{with a sync of Lookahead every } k \text{ steps.}
 
-    That code adds β‖v − a‖² to the loss, without the ½ of the paper: its flags
-    `--lookahead 5_0.8 --slr 5_0.2` are the defaults here, β = 0.4.
+    That code adds β‖v − a‖² to the loss, without the factor ½ of the paper: its flags
+    `--lookahead 5_0.8 --slr 5_0.2` correspond to the defaults here, with β = 0.4.
 
-    Where the anchor is refreshed at every sync, as it is in the released recipe, it is
-    always the slow weights: with `anchor_period=None` it is not stored, and SLRLA needs no
-    more memory than Lookahead.
+    If the anchor is refreshed at every sync, as in the released recipe, it always equals
+    the slow weights. With `anchor_period=None` it is therefore not stored, and SLRLA needs
+    no more memory than Lookahead.
 
     Args:
       learning_rate: η ≥ 0; a number, or a schedule of the 0-based optimizer step.
@@ -237,18 +239,19 @@ def slrla_sgd(
       anchor_period: S ≥ 1, in optimizer steps; None to refresh the anchor at every sync.
       sync_period: k; see `lookahead`.
       slow_step_size: α; see `lookahead`.
-      momentum: μ in [0, 1); None for plain SGD, which keeps no momentum.
+      momentum: μ in [0, 1); None for plain SGD, which stores no momentum.
       weight_decay: λ ≥ 0, coupled (L2): added to the gradient, before momentum.
       sync_moments: what a sync does to the momentum; see `lookahead`.
-      slow_dtype: dtype of the slow weights; see `lookahead`.
-      anchor_dtype: dtype of the anchor that `anchor_period` asks for; see `stagewise_prox`.
+      slow_dtype: the dtype of the slow weights; see `lookahead`.
+      anchor_dtype: the dtype of the anchor, if `anchor_period` is given; see
+        `stagewise_prox`.
 
     Returns:
-      A transformation like `lookahead`'s.
+      A transformation like that of `lookahead`.
 
     Raises:
-      ValueError: for an `anchor_dtype` without an `anchor_period`, for an argument
-        outside these bounds, and as `lookahead` and `stagewise_prox` do.
+      ValueError: if `anchor_dtype` is given without `anchor_period`, if an argument is out
+        of range, and as `lookahead` and `stagewise_prox` do.
 
     Example:
       >>> import optax, slrla_jax
@@ -285,8 +288,8 @@ def slrla_sgd(
         return optax.chain(prox, lookahead_layer(*settings))
     if anchor_dtype is not None:
         raise ValueError(
-            "`anchor_dtype` must be None where `anchor_period` is, for the anchor then is the "
-            f"slow weights themselves; got {anchor_dtype!r}."
+            "`anchor_dtype` must be None if `anchor_period` is None, because the anchor then is "
+            f"the slow weights themselves; got {anchor_dtype!r}."
         )
 
     beta_at = arguments.as_schedule(beta)
@@ -300,14 +303,14 @@ def slrla_sgd(
 
 
 def _whole(number: Any) -> Any:
-    """A number of steps as an integer of Python, which does not overflow; if it is known."""
+    """Converts a number of steps to a Python int, which cannot overflow, unless it is traced."""
     return number if isinstance(number, jax.core.Tracer) else int(number)
 
 
 def _from_its_start(learning_rate: ScalarOrSchedule) -> Schedule:
-    """A stage's schedule, which is never asked for a step before its first.
+    """A stage's schedule, which is never evaluated at a negative step.
 
-    `optax.join_schedules` evaluates all schedules at every step, and selects afterwards.
+    `optax.join_schedules` evaluates every schedule at every step and selects one afterwards.
     """
     schedule = arguments.as_schedule(learning_rate)
     return lambda count: schedule(jnp.maximum(count, 0))

@@ -1,4 +1,4 @@
-"""Stages, and the local regulariser that holds each one near its beginning."""
+"""Stages, and the local regulariser that pulls the params towards the start of each stage."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,9 +20,9 @@ class StagewiseProxState(NamedTuple):
     """State of `stagewise_prox`.
 
     Attributes:
-      anchor_params: θ_{q-1}, the params at the beginning of the stage; like the
-        params, or in `anchor_dtype`.
-      steps_taken: optimizer steps taken; int32 of shape ().
+      anchor_params: θ_{q-1}, the params at the start of the stage; shaped like the
+        params, in their dtype or `anchor_dtype`.
+      steps_taken: the number of optimizer steps taken; int32 of shape ().
     """
 
     anchor_params: optax.Params
@@ -35,46 +35,47 @@ def stagewise_prox(
     *,
     anchor_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Pull towards the params at the beginning of the stage.
+    r"""Pull the params towards their values at the start of the stage.
 
     Stage q minimises the loss with a local regulariser (Algorithm 3 of Zhou et al.),
 
     .. math::
         F_q(θ) = F(θ) + \frac{β_q}{2} \|θ - θ_{q-1}\|^2,
 
-    so at the first step of a stage the anchor a becomes the current params v, and
+    so at the first step of a stage the anchor a is set to the current params v, and
     every gradient g becomes g + β_q (v − a).
 
-    As with `optax.add_decayed_weights`, the position in a chain decides what that
-    means for an adaptive optimizer: before `scale_by_adam` the pull is *coupled*,
-    scaled with the gradient; between `scale_by_adam` and `scale_by_learning_rate` it
-    is *decoupled*, −η β (v − a) whatever the moments are. The whole of Algorithm 3
-    is `slrla`.
+    With an adaptive optimizer the position in the chain matters, as it does for
+    `optax.add_decayed_weights`: before `scale_by_adam` the pull is *coupled*, that is,
+    scaled together with the gradient; between `scale_by_adam` and
+    `scale_by_learning_rate` it is *decoupled*, that is, −η β (v − a) independently of the
+    moments. `slrla` implements all of Algorithm 3.
 
-    The authors' released code adds β‖v − a‖² to the loss, without the ½: its β is
+    The authors' released code adds β‖v − a‖² to the loss, without the factor ½, so its β is
     half of this one.
 
     Args:
       beta: β ≥ 0. A number, a traced array, a schedule of the 0-based optimizer step,
         or a list with one number per stage; with a list, the last stage's β and
-        anchor stay after its end. β = 0 leaves gradients as they are, bit-for-bit.
-      stage_length: a number of optimizer steps, at least 1, after which a new stage
-        begins every time; or the lengths of stages 1, …, Q, after which the last one
-        goes on.
-      anchor_dtype: dtype of the anchor's copy, None for that of the params. A
-        narrower one saves memory and rounds the point that is pulled to.
+        anchor remain in use after its end. β = 0 leaves gradients unchanged, bit-for-bit.
+      stage_length: either one number of optimizer steps, at least 1, for stages that
+        repeat forever; or a list of the lengths of stages 1, …, Q, of which the last
+        continues beyond its length.
+      anchor_dtype: the dtype of the anchor; None for that of the params. A narrower dtype
+        saves memory and rounds the anchor.
 
     Returns:
       A transformation that adds the pull to its updates, with one copy of the params
-      in its state. Its `update` needs the params.
+      in its state. Its `update` requires the params.
 
     Raises:
-      ValueError: for β < 0, a length below 1 or not whole, empty lists or lists of
-        unequal length, an `anchor_dtype` that is not floating, and for an `update`
-        without params. Values known only inside a compiled program are not checked.
+      ValueError: if β is negative, if a length is below 1 or not whole, if a list is empty
+        or the lists differ in length, or if `anchor_dtype` is not floating; and in
+        `update`, if the params are missing. Values known only inside a compiled program
+        cannot be checked.
 
     Example:
-      Stages of two steps, without any gradient but the pull:
+      Stages of two steps, with zero gradients so that only the pull acts:
 
       >>> import jax.numpy as jnp, optax, slrla_jax
       >>> tx = optax.chain(slrla_jax.stagewise_prox(0.5, 2), optax.scale(-1.0))
@@ -127,7 +128,7 @@ def stagewise_prox(
 def pull_towards(
     anchor: optax.Params, updates: optax.Updates, params: optax.Params, beta: ArrayLike
 ) -> optax.Updates:
-    """Each gradient g as g + β (v − a), or untouched where β = 0."""
+    """Returns g + β (v − a) for each gradient g, or g itself if β = 0."""
 
     def leaf(g: ArrayLike, v: ArrayLike, a: ArrayLike) -> jax.Array:
         g = jnp.asarray(g)
@@ -142,7 +143,7 @@ def pull_towards(
 def regularised_extra_args(
     extra_args: dict[str, Any], anchor: optax.Params, params: optax.Params, beta: ArrayLike
 ) -> dict[str, Any]:
-    """The extra arguments that speak of the loss F, speaking of F + (β/2)‖· − a‖²."""
+    """Replaces F by F + (β/2)‖· − a‖² in the extra arguments that refer to the loss."""
 
     def penalty(params: optax.Params) -> jax.Array:
         away = numerics.tree_map(lambda a, v: numerics.widen(v) - numerics.widen(a), anchor, params)
@@ -167,9 +168,9 @@ def regularised_extra_args(
 
 
 def per_stage(values: Sequence[Scalar], lengths: Sequence[Scalar]) -> Schedule:
-    """The schedule with `values[q]` during stage q, and the last one ever after.
+    """The schedule that is `values[q]` during stage q, and the last value thereafter.
 
-    A plain number that all stages share stays one, so that the compiler sees α = 1.
+    A plain number shared by all stages stays a plain number, so that the compiler sees α = 1.
     """
     if all(arguments.is_static(value) and value == values[0] for value in values):
         return arguments.as_schedule(values[0])
@@ -183,10 +184,10 @@ def per_stage(values: Sequence[Scalar], lengths: Sequence[Scalar]) -> Schedule:
 
 
 def stage_starts(lengths: Sequence[Scalar]) -> Any:
-    """The 0-based step at which each stage begins, and the one after the last.
+    """The 0-based step at which each stage begins, followed by the step after the last.
 
-    In NumPy, unless a length is traced: a transform that is built inside a compiled
-    function, or before the devices are known, must hold no array of JAX.
+    This is a NumPy array unless a length is traced: a transformation that is built inside a
+    compiled function, or before the devices are known, must not hold a JAX array.
     """
     if any(isinstance(length, jax.core.Tracer) for length in lengths):
         return jnp.cumsum(jnp.asarray([0, *lengths]))
@@ -194,7 +195,7 @@ def stage_starts(lengths: Sequence[Scalar]) -> Any:
 
 
 def _stages(beta: Any, stage_length: Any) -> tuple[Schedule, Callable[[jax.Array], jax.Array]]:
-    """β, and whether a stage begins, as functions of the steps taken so far."""
+    """β, and whether a stage begins, as functions of the number of steps taken."""
     beta, stage_length = arguments.as_known(beta), arguments.as_known(stage_length)
     if not arguments.is_sequence(stage_length):
         arguments.check_length("stage_length", stage_length)
@@ -221,5 +222,5 @@ def _stages(beta: Any, stage_length: Any) -> tuple[Schedule, Callable[[jax.Array
 
 
 def _every(length: Scalar) -> Callable[[jax.Array], jax.Array]:
-    """Whether a stage begins, where all are equally long."""
+    """Whether a stage begins, if all stages have the same length."""
     return lambda count: count % jnp.asarray(length).astype(count.dtype) == 0

@@ -1,4 +1,4 @@
-"""Coupled weight decay, an option of several optimizers here."""
+"""Coupled weight decay, an option of several optimizers in this package."""
 
 import optax
 
@@ -7,9 +7,9 @@ from slrla_jax._arguments import Scalar
 
 
 def coupled_weight_decay(weight_decay: Scalar) -> optax.GradientTransformation:
-    """Adds λ v to the gradient (L2), before what follows in a chain.
+    """Adds λ v to the gradient (L2), before the transformations that follow in a chain.
 
-    The state is the same for every λ; a plain 0 costs nothing.
+    The state does not depend on λ, and a plain 0 costs nothing.
     """
     if arguments.is_zero(weight_decay):
         return optax.identity()

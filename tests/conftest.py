@@ -2,11 +2,11 @@
 
 import os
 
-# It needs PyTorch, which the tests do not.
+# This program needs PyTorch, which the tests do not.
 collect_ignore = ["experiments/pytorch_logits.py"]
 
 DEVICES = "--xla_force_host_platform_device_count"
 
-# Eight devices on the CPU, for the tests of replication and sharding.
+# Eight virtual CPU devices, for the tests of replication and sharding.
 if DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()

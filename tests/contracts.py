@@ -1,4 +1,4 @@
-"""How a contract is held against the rows of the table: running them, by whatever way."""
+"""Helpers for the contract tests: selecting rows of the table and running them."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from transforms_table import (
 
 
 def rows(holds: Callable[[Row], bool] = lambda row: True) -> Any:
-    """Runs a test on the rows of the table for which `holds(row)`."""
+    """Parametrises a test with the rows of the table for which `holds(row)` is true."""
     chosen = [row for row in TABLE if holds(row)]
     return pytest.mark.parametrize("row", chosen, ids=[row.name for row in chosen])
 
@@ -38,7 +38,7 @@ def by_hand(
     grads: Callable[[Any, Any], Any] = gradients,
     observe: Callable[[Any, Any], Any] | None = None,
 ) -> Run:
-    """`run_row` without any compilation, one update after the other."""
+    """Like `run_row`, but without compilation, in a Python loop of updates."""
     tx, observe = optax.with_extra_args_support(tx), observe or evaluated(row)
     state, path, seen = tx.init(params), [], []
     for i in range(STEPS):
@@ -54,7 +54,7 @@ def stacked(trees: list[Any]) -> Any:
 
 
 def after(tree: Any, i: int) -> Any:
-    """What a run's path holds after step i."""
+    """The entry of a run's path after step i."""
     return jax.tree.map(lambda path: path[i], tree)
 
 
@@ -70,9 +70,9 @@ def _with_value(name: str, value: float | None) -> Run:
 
 
 def with_value(row: Row, value: float | None = None) -> Run:
-    """A run with a value of the row's hyperparameter, or its default."""
+    """A run with a given value of the row's hyperparameter, or with its default."""
     return _with_value(row.name, value)
 
 
-# An injected hyperparameter is a float32, where a number would be rounded later.
+# An injected hyperparameter is a float32 array; a plain number is rounded later.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}

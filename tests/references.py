@@ -1,7 +1,7 @@
-"""The algorithms as plain nested loops in NumPy, to compare the package with.
+"""The algorithms as plain nested loops in NumPy, for comparison with the package.
 
-Slow and obvious on purpose: all params are one float64 vector, every loop of a paper
-is a loop here, and nothing is merged into a single update. `trace` runs an algorithm
+They are deliberately slow and obvious: all params are one float64 vector, every loop of a
+paper is a loop here, and nothing is merged into a single update. `trace` runs an algorithm
 and returns the weights after every optimizer step.
 
 Learning rates, slow step sizes, periods and strengths are functions of s, the 0-based
@@ -32,7 +32,7 @@ class Path:
         self.slow: list[np.ndarray] = []
 
     def next_step(self) -> int:
-        """The number of the step that now begins."""
+        """The number of the step that begins now."""
         if len(self.fast) == self.steps:
             raise _EndOfPath
         return len(self.fast)
@@ -42,7 +42,7 @@ class Path:
         self.slow.append(slow)
 
     def sync(self, theta: np.ndarray) -> None:
-        """The last step was a sync: it ended on θ."""
+        """Records that the last step was a sync, which ended at θ."""
         self.fast[-1] = self.slow[-1] = theta
 
 
@@ -62,13 +62,13 @@ def trace(steps: int, algorithm: Callable[[Path], object]) -> tuple[np.ndarray, 
 
 
 class SGD:
-    """v − η g. The base of the others, which have moments and another direction."""
+    """v − η g; the base class of the others, which have moments and another direction."""
 
     def __init__(self):
         self.reset()
 
     def reset(self) -> None:
-        """Moments, and the count that corrects their bias, as at the beginning."""
+        """Restores the initial moments and bias-correction count."""
         self.moments: dict[str, np.ndarray | float] = {}
         self.count = 0
 
@@ -79,7 +79,7 @@ class SGD:
         return v - eta * self.direction(g)
 
     def sync(self, sync_moments: str, start: dict[str, np.ndarray | float], alpha: float) -> None:
-        """What a step back with α does, `start` being the moments before the cycle."""
+        """Changes the moments at a sync; `start` holds the moments before the cycle."""
         if sync_moments == "reset":
             self.reset()
         elif sync_moments == "pullback":
@@ -148,7 +148,7 @@ def lookahead(
     A: SGD,
     sync_moments: str = "keep",
 ) -> None:
-    """Algorithm 2, without an end."""
+    """Algorithm 2, with endlessly many cycles."""
     _cycles(
         path,
         lambda v, s: A.step(v, gradient(v, s), eta(s)),
@@ -171,7 +171,7 @@ def _cycles(
     sync_moments: str,
     cycles: itertools.count | range,
 ) -> np.ndarray:
-    """The outer loop of Algorithm 2, around any step of the fast weights."""
+    """The outer loop of Algorithm 2, for any step of the fast weights."""
     for _ in cycles:
         start = A.moments
         v = theta
@@ -207,7 +207,7 @@ def slrla(
     sync_moments: str = "keep",
     decoupled: bool = False,
 ) -> None:
-    """Algorithm 3; the last stage has no end."""
+    """Algorithm 3, with an endless last stage."""
     first = 0
     for q, stage in enumerate(stages):
 
@@ -233,7 +233,7 @@ def slrla(
 def _regularised_step(
     A: SGD, v: np.ndarray, g: np.ndarray, pull: np.ndarray, eta: float, decoupled: bool
 ) -> np.ndarray:
-    """A step of A on the regularised loss, or (decoupled) on the loss, the pull beside it."""
+    """A step of A on the regularised loss; if decoupled, on the loss, with the pull added."""
     if decoupled:
         return A.step(v, g, eta) - eta * pull
     return A.step(v, g + pull, eta)
@@ -252,7 +252,7 @@ def released_slrla(
     weight_decay: float = 0.0,
     sync_moments: str = "keep",
 ) -> None:
-    """SLRLA as released: one loop over steps, and an anchor renewed every S of them."""
+    """SLRLA as released: one loop over steps, and an anchor refreshed every S steps."""
     v, start = theta, A.moments
     while True:
         s = path.next_step()
@@ -278,7 +278,7 @@ def stagewise_prox(
     A: SGD,
     decoupled: bool = False,
 ) -> None:
-    """Algorithm 1 on F_1, …, F_Q in turn; the last stage has no end."""
+    """Algorithm 1 on F_1, …, F_Q in turn, with an endless last stage."""
     for q, length in enumerate(lengths):
         anchor = v
         for _ in range(length) if q + 1 < len(lengths) else itertools.count():
@@ -324,7 +324,7 @@ def multilayer_lookahead(
         path.sync(theta)
 
 
-def lookaheads_of_their_own_periods(
+def nested_lookaheads_with_independent_periods(
     path: Path,
     gradient: Gradient,
     eta: Schedule,
@@ -334,10 +334,10 @@ def lookaheads_of_their_own_periods(
     A: SGD,
     sync_moments: str = "keep",
 ) -> None:
-    """Lookaheads around one another, innermost first, each counting optimizer steps.
+    """Nested lookaheads, innermost first, each of which counts optimizer steps.
 
-    Where the periods are no multiples of one another, a sync of an outer one is in the midst
-    of a cycle of an inner one, which goes on from there with the slow weights that it has.
+    If the periods are not multiples of one another, an outer lookahead may sync in the middle
+    of a cycle of an inner one, which then continues with the slow weights it already has.
     """
     v, starts = theta, [(theta, A.moments)] * len(periods)
     while True:

@@ -13,7 +13,7 @@ from slrla_jax import adabound, lookahead
 
 
 def reference(theta, gradients, rates, b1, b2, final_lr, gamma, eps, weight_decay, base_lr):
-    """θ after each step; `rates` are η_1, η_2, …"""
+    """θ after each step; `rates` holds the learning rates η_1, η_2, …"""
     theta = np.array(theta, np.float64)
     m, v, path = np.zeros_like(theta), np.zeros_like(theta), []
     for t, (g, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
@@ -71,7 +71,7 @@ def test_wide_bounds_are_adam():
     with enable_x64(True):
         # γ = 1e-9: from f·1e-9·t to f·1e9/t, which binds nothing here.
         bounded = run(adabound(1e-2, gamma=1e-9), theta, gradients)
-        # ε enters before the correction of the bias here, after it in Adam.
+        # ε is added before bias correction here, and after it in Adam.
         adam = run(optax.adam(1e-2, eps=0.0), theta, gradients)
     np.testing.assert_allclose(bounded, adam, rtol=1e-5)
 
@@ -85,7 +85,7 @@ def test_closed_bounds_are_sgd_with_averaged_momentum():
     np.testing.assert_allclose(bounded, sgd, rtol=1e-10)
 
 
-def test_reset_starts_the_moments_again_and_not_the_schedule():
+def test_reset_restarts_the_moments_but_not_the_schedule():
     gradient = jnp.ones(())
     schedule = optax.piecewise_constant_schedule(1e-3, {2: 0.1})
     tx = lookahead(
@@ -122,19 +122,19 @@ def moves(tx, gradients):
     return np.diff(np.ravel(run(tx, jnp.zeros(1), gradients)), prepend=0.0)
 
 
-def test_a_warm_up_from_zero_starts_still_and_ends_within_its_bounds():
+def test_a_warm_up_from_zero_starts_without_moving_and_ends_within_its_bounds():
     schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 5, 50)
     gradients = np.ones((40, 1), np.float32)
     steps = -moves(adabound(schedule, base_lr=1e-2), gradients)
     assert steps[0] == 0
     assert np.isfinite(steps).all()
-    # With gradients of 1 the step size is η to the bounds, which are wide open here.
+    # With gradients of 1 the step size is η, clipped to bounds that are still wide here.
     np.testing.assert_allclose(steps[1:5], [0.002, 0.004, 0.006, 0.008], rtol=1e-2)
     assert steps.max() < 0.0101
 
 
 def test_the_bounds_follow_the_learning_rate_from_where_it_is_stated():
-    """A warm-up from 1e-6 to 1e-2 closes on final_lr = 0.1, and not on 10,000 times that."""
+    """A warm-up from 1e-6 to 1e-2 converges to final_lr = 0.1, not to 10,000 times that."""
     schedule = optax.linear_schedule(1e-6, 1e-2, 10)
     tx = adabound(schedule, b1=0.0, gamma=1e9, base_lr=1e-2)
     steps = -moves(tx, np.ones((20, 1), np.float32))
@@ -157,13 +157,13 @@ def test_learning_rates_that_bounds_cannot_follow(kwargs, message):
         adabound(**kwargs)
 
 
-def test_with_a_base_a_learning_rate_of_zero_stands_still():
+def test_with_a_base_a_learning_rate_of_zero_does_not_move():
     assert (moves(adabound(0.0, base_lr=0.1), np.ones((3, 1), np.float32)) == 0).all()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_second_moment_of_half_precision_decays(dtype):
-    """In bfloat16 itself β₂ ν rounds back to ν, and 0.5 would stay 0.5 for ever."""
+    """In bfloat16, β₂ v would round back to v, and 0.5 would stay 0.5 forever."""
     params = jnp.zeros(1, dtype)
     tx = adabound(1e-3)
     state = tx.init(params)._replace(nu=jnp.full(1, 0.5))
@@ -180,7 +180,7 @@ def test_the_second_moment_of_half_precision_decays(dtype):
 
 
 def test_moments_of_half_precision_are_rounded_once():
-    """β₁ m + (1 − β₁) g in float32: in bfloat16, 0.9 m alone would round to another number."""
+    """β₁ m + (1 − β₁) g is computed in float32; in bfloat16, 0.9 m alone would be rounded."""
     rng = np.random.default_rng(0)
     m, g = (jnp.asarray(rng.normal(size=1000), jnp.bfloat16) for _ in range(2))
     tx = adabound(1e-3)
@@ -191,7 +191,7 @@ def test_moments_of_half_precision_are_rounded_once():
     )
 
 
-def test_no_gradient_is_no_step_even_with_an_epsilon_of_zero():
+def test_a_zero_gradient_is_a_zero_step_even_with_an_epsilon_of_zero():
     tx = adabound(1e-3, eps=0.0)
     params = jnp.ones(3)
     updates, _ = tx.update(0 * params, tx.init(params), params)

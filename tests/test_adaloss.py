@@ -125,7 +125,7 @@ def test_the_value_reaches_it_inside_the_others(wrap):
 
 
 @pytest.mark.parametrize(("value", "shown"), [(None, "None"), (jnp.ones(2), r"\(2,\)")])
-def test_a_value_that_is_missing_or_no_scalar_is_named(value, shown):
+def test_a_value_that_is_missing_or_not_a_scalar_is_named(value, shown):
     tx = slrla_jax.adaloss(0.1)
     params = jnp.ones(3)
     with pytest.raises(ValueError, match=f"`value`.*{shown}"):
@@ -161,7 +161,7 @@ def test_one_bad_loss_does_not_end_all_steps(bad, guard, broken_gradient):
     state = tx.init(params)
     grads = params * (np.nan if broken_gradient else 1.0)
     updates, state = tx.update(grads, state, params, value=bad)
-    # The gradient is divided by b as it was, or left out by the guard.
+    # The gradient is divided by the previous b, or skipped by the guard.
     assert (updates == (0.0 if broken_gradient else -0.5)).all()
     updates, state = tx.update(params, state, params, value=3.0)
     np.testing.assert_allclose(updates, -0.5 / np.sqrt(1 + 3), rtol=1e-6)
@@ -208,7 +208,7 @@ def test_a_sync_leaves_the_norm_that_was_found():
         ({"weight_decay": float("inf")}, "`weight_decay`.*inf"),
     ],
 )
-def test_settings_that_were_taken_in_silence(kwargs, message):
+def test_invalid_settings_are_rejected(kwargs, message):
     with pytest.raises(ValueError, match=message):
         slrla_jax.adaloss(**{"learning_rate": 0.1} | kwargs)
     if "c" not in kwargs:

@@ -1,4 +1,4 @@
-"""What the transforms take for their arguments, and what they say of the rest."""
+"""Arguments that the transforms accept, and the errors for all others."""
 
 import re
 
@@ -31,7 +31,7 @@ INF, NAN = float("inf"), float("nan")
 
 
 def name_of(value):
-    """The same in every process, unlike the repr of a function."""
+    """A name that is the same in every process, unlike the repr of a function."""
     return getattr(value, "__name__", repr(value))
 
 
@@ -40,7 +40,7 @@ def a_schedule(count):
 
 
 def rejects(build, *fragments):
-    """Raises a ValueError whose message has every fragment: the argument and the value."""
+    """Asserts a ValueError whose message names the argument and the value."""
     with pytest.raises(ValueError, match=".*".join(map(re.escape, fragments))):
         build()
 
@@ -164,7 +164,7 @@ def test_sync_moments(value):
 
 
 @pytest.mark.parametrize("value", ["int32", "bool", "complex64", "float64", np.float64, jnp.int8])
-def test_dtypes_that_no_copy_can_have(value):
+def test_dtypes_that_copies_cannot_have(value):
     stages = [Stage(5, 0.1, beta=0.1)]
     got = f"got {value!r}"
     rejects(lambda: lookahead(INNER, slow_dtype=value), "`slow_dtype`", got)
@@ -264,7 +264,7 @@ def test_update_needs_the_params(tx):
     rejects(lambda: tx.update(jnp.ones(2), state, None), "`params`", "got None")
 
 
-# Whole optimizers, stages and learning rates.
+# Complete optimizers, stages and learning rates.
 
 
 @pytest.mark.parametrize("inner", [optax.adam, None, "adam", 0.1], ids=name_of)
@@ -323,7 +323,7 @@ REALS = [*("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "float32"), np
 
 @pytest.mark.parametrize("dtype", REALS, ids=str)
 def test_every_real_dtype_is_checked(dtype):
-    """Eagerly as in a compiled function, where it cannot be looked at."""
+    """Both eagerly and in a compiled function, where values cannot be inspected."""
     one = jnp.asarray(1, dtype) if isinstance(dtype, str) else dtype(1)
     stages = [Stage(one, one, one, one, one)]
     for make in (
@@ -341,7 +341,7 @@ def test_every_real_dtype_is_checked(dtype):
         extra = {"value": 1.0, "grad_fn": lambda params, i: params}
         tx = optax.with_extra_args_support(make())
         state = tx.init(params)
-        if "float8" not in str(dtype):  # which optax's own products do not take
+        if "float8" not in str(dtype):  # optax's own multiplications do not support it
             updates, _ = tx.update(params, state, params, **extra)
             assert jnp.isfinite(updates).all()
     two = one + one
@@ -349,7 +349,7 @@ def test_every_real_dtype_is_checked(dtype):
     rejects(lambda: stagewise_prox(0 * one - one, 5), "`beta`", "got")
 
 
-# What is taken.
+# Accepted arguments.
 
 
 def scanned(tx, steps=7):
@@ -440,7 +440,7 @@ def test_a_traced_value_is_not_looked_at():
     np.testing.assert_array_equal(layered, looked)
     for prox in pulled:
         np.testing.assert_array_equal(prox, PULLED)
-    # −1.75 goes half way back, to −0.875; and so on from there.
+    # −1.75 moves half way back, to −0.875, and so on.
     np.testing.assert_array_equal(staged, [-1, -1.5, -0.875, -1.875, -2.375, -1.75, -2.75])
 
 
@@ -475,7 +475,7 @@ def test_periods_that_an_int32_cannot_count():
     rejects(lambda: slrla_sgd(0.1, anchor_period=2**31), "`anchor_period`", f"got {2**31}")
 
 
-def test_other_settings_that_were_taken_in_silence():
+def test_other_invalid_settings_are_rejected():
     stages = [Stage(5, 0.1)]
     rejects(lambda: slrla(optax.sgd, stages, anchor_dtype="int8"), "`anchor_dtype`", "got 'int8'")
     rejects(lambda: slrla(optax.sgd, stages, decoupled="no"), "`decoupled`", "got 'no'")
@@ -501,7 +501,7 @@ def test_numpys_double_precision_does_not_widen_a_state():
 
 
 def test_known_arrays_in_a_function_that_is_compiled():
-    """Lists and lengths given as JAX arrays from outside: nothing of the trace stays in them."""
+    """Lists and lengths that are JAX arrays from outside: no tracer may leak from them."""
     periods, sizes, three = jnp.array([1, 3]), jnp.array([1.0, 0.5]), jnp.array(3)
     built = []
 

@@ -1,4 +1,4 @@
-"""Complex params: squares are those of absolute values, norms those of all real numbers."""
+"""Complex params: squares are squared absolute values, and norms cover both parts."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def run(tx, **extra):
 
 
 def test_adabound_follows_the_formula():
-    """v is the average of |g|², one real number for each complex one."""
+    """v is the moving average of |g|², one real number per complex number."""
     b1, b2, rate, final_lr, gamma = 0.9, 0.999, 0.01, 0.1, 0.05
     theta, m, v, expected = START, 0.0, 0.0, []
     for t, g in enumerate(GRADIENTS, start=1):

@@ -1,7 +1,7 @@
-"""What every transform owes to Flax and JAX.
+"""Contracts of every transform with Flax and JAX.
 
-Each contract is one test over `transforms_table.TABLE`, and compares with a run of the same
-transform alone, or with a path written down.
+Each contract is one test over `transforms_table.TABLE`. It compares with a run of the same
+transform alone, or with a path that is written out.
 """
 
 import functools
@@ -49,7 +49,7 @@ from slrla_jax import lookahead, slow_params
 # Flax.
 
 
-@rows(lambda row: row.extra is no_extra)  # which a TrainState passes on none of
+@rows(lambda row: row.extra is no_extra)  # a TrainState forwards no extra arguments
 def test_linens_train_state(row):
     model = linen.Dense(2)
     variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
@@ -134,7 +134,7 @@ def test_init_shares_no_buffer_with_the_params(row):
 
 
 @every_row
-def test_scan_is_one_update_after_the_other(row):
+def test_scan_equals_a_loop_of_updates(row):
     assert_same_run(by_hand(row, row.build(same), device_params()), plain(row))
 
 
@@ -185,12 +185,12 @@ def test_one_compilation_for_all_steps(row):
     assert step._cache_size() == 1
 
 
-# Where and when a transform is built.
+# Where and when a transform may be built.
 
 
 @every_row
 def test_built_inside_a_compiled_function_and_used_outside(row):
-    """As by TrainState.create under jit, or by nnx.eval_shape before a checkpoint is restored."""
+    """As in TrainState.create under jit, or nnx.eval_shape before restoring a checkpoint."""
     built = []
 
     def create():
@@ -202,7 +202,7 @@ def test_built_inside_a_compiled_function_and_used_outside(row):
 
 
 def test_every_row_is_built_before_the_devices_are_known():
-    """On a platform that does not exist, where the first array of JAX would raise."""
+    """On a platform that does not exist, where creating any JAX array would raise."""
     code = "from transforms_table import TABLE, same; print(*(row.build(same) for row in TABLE))"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -216,7 +216,7 @@ def test_every_row_is_built_before_the_devices_are_known():
     assert done.stdout.count("GradientTransformation") == len(TABLE)
 
 
-# What was read from a state outlives the state.
+# The slow weights outlive the state they were read from.
 
 
 @rows(lambda row: row.has_slow)

@@ -1,7 +1,7 @@
-"""What every transform owes to the other transformations of optax.
+"""Contracts of every transform with the other transformations of optax.
 
-Each contract is one test over `transforms_table.TABLE`, and compares with a run of the same
-transform alone, or with a path written down.
+Each contract is one test over `transforms_table.TABLE`. It compares with a run of the same
+transform alone, or with a path that is written out.
 """
 
 from collections.abc import Callable
@@ -54,14 +54,14 @@ def test_the_rows_are_different_transforms():
 
 
 @rows(lambda row: row.has_slow)
-def test_the_rows_sync_and_part(row):
+def test_the_rows_sync_and_differ_between_syncs(row):
     at_slow = jax.tree.map(lambda p, s: np.asarray(p == s), plain(row).params, plain(row).slow)
     together = np.logical_and(at_slow["w"].all((1, 2)), at_slow["b"].all(1))
     assert together.sum() >= 2
     assert not together.all()
 
 
-# optax: other transformations around and inside.
+# Other transformations of optax, around and inside.
 
 
 @every_row
@@ -83,14 +83,14 @@ def test_multi_steps_around(row):
     steps = optax.MultiSteps(row.build(same), 3)
     accumulated = run_row(
         row,
-        # Its own `gradient_transformation()` takes no extra arguments.
+        # `gradient_transformation()` accepts no extra arguments.
         optax.GradientTransformationExtraArgs(steps.init, steps.update),
         grads=grads,
         steps=3 * STEPS,
         extra=lambda params, i: row.extra(params, i // 3),
     )
     assert_same_run(at_steps(accumulated, np.arange(2, 3 * STEPS, 3)), plain(row))
-    # Between, nothing moves.
+    # In between, nothing moves.
     for part in (0, 1):
         within = at_steps(accumulated, np.arange(3 + part, 3 * STEPS, 3))
         assert_same_run(within, at_steps(plain(row), np.arange(STEPS - 1)))
@@ -152,7 +152,7 @@ def test_one_group_of_a_partition(row):
 
 @every_row
 def test_masked(row):
-    # What is masked out gets its gradient for an update, so here a constant.
+    # For masked leaves the update is the gradient itself, which is constant here.
     def grads(params, i):
         return {"w": gradients(params, i)["w"], "b": jnp.full_like(params["b"], 0.25)}
 
@@ -168,7 +168,7 @@ def extra_for_w(row: Row) -> Callable[[Any, Any], dict[str, Any]]:
 
 
 @every_row
-def test_apply_if_finite_around_leaves_the_step_out(row):
+def test_apply_if_finite_around_skips_the_step(row):
     bad = 3
 
     def step(i):
@@ -212,7 +212,7 @@ def test_apply_if_finite_inside_is_a_step_without_movement(row):
 def test_inject_hyperparams(row):
     tx = row.inject(optax.inject_hyperparams)
     assert_same_run(run_row(row, tx, steps=12), with_value(row), **ROUNDING)
-    # With the state made outside of a compiled program.
+    # With the state made outside a compiled program.
     state = tx.init(device_params())
     assert_same_run(run_row(row, tx, steps=12, state=state), with_value(row), **ROUNDING)
 
@@ -269,7 +269,7 @@ def test_a_schedule_is_a_hyperparameter_changed_during_training(row):
 
 @every_row
 def test_optaxs_own_contract_for_inject_hyperparams(row):
-    """The same updates, and inside the state of the transformation that is not injected."""
+    """The updates are the same, and the inner state is that of the transformation itself."""
     params = device_params()
     grads, extra = gradients(params, 0), row.extra(params, 0)
 
@@ -309,7 +309,7 @@ NARROW = ["bfloat16", "float16", "float8_e4m3fn"]
 @pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jitted"])
 @rows(lambda row: row.name != "adabound" and "slow_dtype" not in row.name)
 def test_hyperparameters_in_the_params_narrow_dtype(row, dtype, jitted):
-    """As `inject_hyperparams` makes them of numbers: checks and steps take every real dtype."""
+    """As `inject_hyperparams` makes them: checks and steps accept every real dtype."""
     params = jax.tree.map(lambda p: p.astype(dtype), device_params())
     tx = optax.with_extra_args_support(row.inject(optax.inject_hyperparams))
     grads = jax.tree.map(jnp.ones_like, params)
@@ -321,13 +321,13 @@ def test_hyperparameters_in_the_params_narrow_dtype(row, dtype, jitted):
         assert jnp.isfinite(leaf.astype(jnp.float32)).all()
 
 
-def test_adabounds_settings_in_half_precision():
+def test_the_settings_of_adabound_in_half_precision():
     params = jnp.ones(3, jnp.float16)
-    # ε = 1e-8 is 0 there, which is one that can be used.
+    # ε = 1e-8 rounds to 0 there, which is a valid value.
     tx = optax.inject_hyperparams(adabound)(0.25)
     updates, _ = tx.update(params, tx.init(params), params)
     assert (updates < 0).all()
-    # β₂ = 0.999 is 1 in bfloat16, which is none.
+    # β₂ = 0.999 rounds to 1 in bfloat16, which is not.
     with pytest.raises(ValueError, match=r"`b2`.*\[0, 1\).*bfloat16.*`hyperparam_dtype`"):
         optax.inject_hyperparams(adabound)(0.25).init(params.astype(jnp.bfloat16))
     kept = optax.inject_hyperparams(adabound, hyperparam_dtype=jnp.float32)(0.25)
@@ -335,7 +335,7 @@ def test_adabounds_settings_in_half_precision():
 
 
 def test_long_periods_are_not_rounded_with_the_params():
-    """Counts meet injected periods in full precision: bfloat16 has no 257, and 258 is not 257."""
+    """Counts are compared with injected periods in full precision; bfloat16 cannot hold 257."""
     params = jnp.ones(1, jnp.bfloat16)
 
     def syncs(tx):
@@ -366,7 +366,7 @@ def test_long_periods_are_not_rounded_with_the_params():
 
 
 def loss(params: Any) -> jax.Array:
-    """Steeper than a quadratic, so that Polyak's step size depends on its value."""
+    """A loss steeper than a quadratic, so that Polyak's step size depends on its value."""
     return sum(jnp.sum((p - target(0, p)) ** 4) for p in jax.tree.leaves(params)) / 4
 
 
@@ -375,7 +375,7 @@ def loss_gradients(params: Any, i: Any) -> Any:
 
 
 def knowing(tx: Any, extra: Callable[[Any, Any], dict[str, Any]]) -> Any:
-    """`tx`, where it works its extra arguments out by itself."""
+    """Wraps `tx` so that it computes its extra arguments itself."""
 
     def update(updates, state, params):
         return tx.update(updates, state, params, **extra(params, 0))
@@ -406,7 +406,7 @@ def test_inner_optimizers_that_need_extra_arguments(row, inner, extra):
 
 
 @rows_with_inner
-def test_extra_arguments_speak_of_what_the_inner_optimizer_minimises(row):
+def test_extra_arguments_refer_to_the_loss_that_the_inner_optimizer_minimises(row):
     heard = []
     value_of, grads_of = quick_jit(loss), quick_jit(loss_gradients)
 
@@ -431,7 +431,7 @@ def test_extra_arguments_speak_of_what_the_inner_optimizer_minimises(row):
     for i, (params, extra) in enumerate(heard):
         assert params is path[i]
         assert extra["unheard_of"] == "x"
-        # F + (β/2) ‖v − a‖², with the anchor a at the beginning of the stage.
+        # F + (β/2) ‖v − a‖², with the anchor a at the start of the stage.
         stage = min(int(np.sum(ends <= i)), len(ends) - 1)
         beta = row.stages[stage].beta if row.stages else 0.0
         anchor = path[ends[stage - 1] if stage > 0 else 0]
@@ -447,7 +447,7 @@ def test_extra_arguments_speak_of_what_the_inner_optimizer_minimises(row):
 
 
 @every_row
-def test_extra_arguments_that_nobody_knows_are_ignored(row):
+def test_unknown_extra_arguments_are_ignored(row):
     def extra(params, i):
         return {"unheard_of": "x", "batch_stats": {"mean": jnp.nan}} | row.extra(params, i)
 
@@ -455,7 +455,7 @@ def test_extra_arguments_that_nobody_knows_are_ignored(row):
 
 
 def test_extra_arguments_reach_multi_steps_inside():
-    """The wrapper itself takes them; what its `gradient_transformation()` returns does not."""
+    """The wrapper itself accepts them; its `gradient_transformation()` does not."""
     params = jnp.ones(2)
     tx = lookahead(optax.MultiSteps(adaloss(0.5), 2), 2, 0.5)
     state = tx.init(params)

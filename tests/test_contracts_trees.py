@@ -1,7 +1,7 @@
-"""What every transform owes to the trees that params and states are.
+"""Contracts of every transform with the trees of params and states.
 
-Each contract is one test over `transforms_table.TABLE`, and compares with a run of the same
-transform alone, or with a path written down.
+Each contract is one test over `transforms_table.TABLE`. It compares with a run of the same
+transform alone, or with a path that is written out.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ def test_map_params_sees_every_leaf_like_a_param(row):
     jax.tree.map(np.testing.assert_array_equal, mapped, expected)
     assert any(leaf.shape == (2, 3) for leaf in jax.tree.leaves(state))
 
-    # With a tree like the params beside it.
+    # With an additional tree like the params.
     names = {"w": "of w", "b": "of b"}
     named = optax.tree.map_params(tx, lambda x, name: name, state, names)
     for leaf, name in zip(jax.tree.leaves(state), jax.tree.leaves(named), strict=True):
@@ -180,8 +180,8 @@ def test_python_floats_as_params(row):
 
 
 @rows(lambda row: row.splits)
-def test_complex_params_are_two_real_ones(row):
-    # Adam's second moment joins the two parts of a number, so momentum instead.
+def test_a_complex_param_behaves_like_two_real_ones(row):
+    # Adam's second moment combines both parts of a number, so this uses momentum.
     tx = row.build(lambda inner: sgd())
     real = {"re": jnp.array([0.5, 2.0]), "im": jnp.array([-1.0, 0.25])}
     apart = run_row(row, tx, real)
@@ -204,7 +204,7 @@ def test_bfloat16_params(row):
 
 
 def test_integer_params_are_left_to_the_inner_optimizer():
-    # They go as they are told, by 1 and by 2; between integers there is nothing to take.
+    # They move by their updates, 1 and 2; integers cannot be interpolated.
     grads = {"int": jnp.array([1, 2]), "float": jnp.array(-1.0)}
     params = {"int": jnp.array([0, 10]), "float": jnp.array(0.0)}
     told = np.array([0, 10]) + np.arange(1, 7)[:, None] * [1, 2]
@@ -226,7 +226,7 @@ def test_integer_params_are_left_to_the_inner_optimizer():
 
 
 @rows_with_inner
-def test_noise_never_repeats_and_goes_on_fading(row):
+def test_noise_never_repeats_and_keeps_decaying(row):
     noise = optax.add_noise(0.1, 0.5, jax.random.key(7))
 
     def seen(tx):
@@ -243,7 +243,7 @@ def test_noise_never_repeats_and_goes_on_fading(row):
 
 
 @rows_with_inner
-def test_schedules_inside_go_on(row):
+def test_inner_schedules_are_not_restarted(row):
     def counts(state, params):
         found = optax.tree.get_all_with_path(state, "ScaleByScheduleState")
         return jnp.stack([s.count for _, s in found])
@@ -266,7 +266,7 @@ class MixedState(NamedTuple):
 
 
 def mixed() -> optax.GradientTransformation:
-    """Adds one to its moment every step, and moves by nothing."""
+    """Adds one to its moment every step, and does not move the params."""
 
     def init(params):
         return MixedState(
@@ -327,12 +327,12 @@ def test_moments_flags_counts_and_keys_at_a_sync(sync_moments, counts, moments, 
         assert len(np.unique(key, axis=0)) == 7
 
 
-# A model that holds more than arrays, and params without a gradient.
+# Models that contain more than arrays, and params without a gradient.
 
 
 @every_row
 def test_a_model_that_holds_functions(row):
-    """As with Equinox: gradients and state are of the arrays alone, the params are the model."""
+    """As with Equinox: gradients and state cover only the arrays, the params are the model."""
     functions = {"activation": jnp.tanh, "layers": [None, jnp.sin]}
     nones = {"activation": None, "layers": [None, None]}
     tx = optax.with_extra_args_support(row.build(same))
@@ -363,7 +363,7 @@ def test_a_model_that_holds_functions(row):
 
 @rows(lambda row: row.has_slow or row.name.startswith("stagewise"))
 def test_params_that_the_state_was_not_made_for(row):
-    """As where a frozen part is unfrozen in the course of training, with the old state."""
+    """As when frozen params are unfrozen during training but the old state is kept."""
     params = device_params()
     tx = row.build(same)
     frozen = optax.masked(tx, {"w": True, "b": False}).init(params).inner_state

@@ -1,4 +1,4 @@
-"""The copies of the params that a state holds: how many, of which dtype, and what that rounds."""
+"""The copies of the params in a state: their number, their dtypes, and their rounding."""
 
 import jax
 import jax.numpy as jnp
@@ -98,8 +98,8 @@ def test_slow_weights_of_complex_params():
     ],
     ids=["slrla", "slrla-decoupled", "slrla_sgd", "stagewise_prox"],
 )
-def test_a_narrow_anchor_pulls_to_what_it_rounds_to(build):
-    """bfloat16 has 1 + 2⁻¹⁰ as 1: without a gradient, each step goes half of the way there."""
+def test_a_narrow_anchor_pulls_towards_its_rounded_value(build):
+    """In bfloat16, 1 + 2⁻¹⁰ rounds to 1: each step without gradient goes half way there."""
     tx, params = build(), jnp.array(1 + 2.0**-10)
     state, expected = tx.init(params), 1 + 2.0**-10
     for _ in range(5):
@@ -110,12 +110,12 @@ def test_a_narrow_anchor_pulls_to_what_it_rounds_to(build):
 
 
 def test_layers_in_float32_move_where_bfloat16_would_not():
-    """Each of two layers keeps a tenth of a tenth of 2⁻⁸, in a NumPy loop of the same."""
+    """Each of two layers keeps a tenth of a tenth of 2⁻⁸, as in an equivalent NumPy loop."""
     tx = multilayer_lookahead(optax.sgd(2.0**-8), (1, 1), (0.5, 0.1), slow_dtype=FLOAT)
     params = jnp.array(1.0, HALF)
     state = tx.init(params)
     for _ in range(100):
         updates, state = tx.update(jnp.ones_like(params), state, params)
         params = optax.apply_updates(params, updates)
-    # Without rounding it would be 1 − 100 · 2⁻⁸ / 20; both layers round on the way.
+    # Without rounding this would be 1 − 100 · 2⁻⁸ / 20; both layers round as they go.
     assert slow_params(state, params) < 0.99

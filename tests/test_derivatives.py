@@ -1,8 +1,8 @@
-"""Derivatives through whole runs, with respect to settings and to where a run starts.
+"""Derivatives through whole runs, with respect to settings and to the initial params.
 
-A run is a function of its numbers, and its derivative must be that of finite differences,
-at the limits that switch a method off (α = 1, β = 0, ρ = 0) as well as beside them. All in
-float64, where central differences are good to some nine digits.
+A run is a function of its settings, and its derivative must agree with finite differences, both
+at the limits that switch a method off (α = 1, β = 0, ρ = 0) and away from them. Everything is in
+float64, where central differences are accurate to about nine digits.
 """
 
 import jax
@@ -34,13 +34,13 @@ START = {"w": np.array([[1.0, -0.5], [0.3, 2.0]]), "b": np.array([0.7, -1.1, 0.2
 
 
 def loss(params, step):
-    """Not a quadratic, so that every derivative depends on where it is taken."""
+    """A loss that is not quadratic, so that every derivative depends on the point."""
     x = jnp.ravel(params["w"]) + params["b"]
     return jnp.sum((MATRIX @ x - jnp.cos(step)) ** 2) / 2 + jnp.sum(x**4) / 20
 
 
 def run(tx, start, slow=False):
-    """A number that depends on all that a run of `tx` ends on."""
+    """A number that depends on every weight at the end of a run of `tx`."""
     tx = optax.with_extra_args_support(tx)
 
     def step(carry, i):
@@ -58,7 +58,7 @@ def run(tx, start, slow=False):
 
 
 def derivatives(f, at, h=1e-5):
-    """A function's derivative in forward and in reverse mode, and by central differences."""
+    """The derivative of a function in forward mode, in reverse mode, and by central differences."""
     value = quick_jit(f)
     forward, backward = quick_jit(lambda x: (jax.jacfwd(f)(x), jax.grad(f)(x)))(at)
     finite = (value(at + h) - value(at - h)) / (2 * h)
@@ -170,7 +170,7 @@ def test_derivative_of_the_start(name):
 
 @pytest.mark.parametrize("inner", [momentum, lambda: optax.sgd(0.1)])
 def test_derivatives_where_nothing_moves_are_finite(inner):
-    """Zero gradients and zero differences, of which a norm has no derivative."""
+    """Zero gradients and zero differences, where norms are not differentiable."""
     zero = jnp.zeros(3)
 
     def end(x):
@@ -206,13 +206,13 @@ def test_one_bad_loss_does_not_enter_the_derivatives():
     assert np.isfinite(jax.grad(end)(1.0))
 
 
-def test_a_later_stages_schedule_is_not_asked_for_earlier_steps():
-    """There √(1 + t) has no value, and its derivative is no number."""
+def test_a_later_stages_schedule_is_not_evaluated_at_earlier_steps():
+    """At those steps √(1 + t) is undefined, and its derivative is not a number."""
 
-    def end(rate):
+    def end(learning_rate):
         stages = [
             Stage(1, 0.1, sync_period=4),
-            Stage(1, lambda count: rate / jnp.sqrt(1.0 + count), sync_period=2),
+            Stage(1, lambda count: learning_rate / jnp.sqrt(1.0 + count), sync_period=2),
         ]
         tx, params = slrla(optax.sgd, stages), jnp.ones(2)
         state = tx.init(params)

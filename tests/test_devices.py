@@ -1,4 +1,4 @@
-"""Several devices: replicated params give the run of one device, sharded ones stay sharded."""
+"""Several devices: replicated params train as on one device, and sharded params stay sharded."""
 
 import functools
 
@@ -111,7 +111,7 @@ def assert_as_on_one_device(seen, name):
 
 @every_transform
 def test_the_steps_cover_several_syncs(name):
-    # What the other tests compare with: syncs, and steps between them, at other places.
+    # The other tests compare with these runs, so they must have syncs and steps in between.
     syncs = sum((params["w"] == slow["w"]).all() for params, slow in on_one_device(name))
     assert 2 <= syncs < STEPS
 
@@ -161,7 +161,7 @@ def test_shard_map(name):
     mesh = mesh_of((DEVICES,), (BATCH,), AxisType.Auto)
 
     def wrt(params):
-        # Gradients with respect to unvarying params would come summed over the axis.
+        # Gradients with respect to unvarying params would be summed over the axis.
         return jax.tree.map(lambda p: jax.lax.pcast(p, BATCH, to="varying"), params)
 
     def mean(grads):
@@ -190,7 +190,7 @@ def sharded_params(axis_type):
 
 
 def copies(state):
-    """Every copy of the params in a state: the slow weights and anchors of all layers."""
+    """All copies of the params in a state: the slow weights and anchors of all layers."""
     kinds = (LookaheadState, StagewiseProxState)
     if isinstance(state, LookaheadState):
         return [state.cycle_start_params, *copies(state.inner_state)]
@@ -220,7 +220,7 @@ def assert_sharded(copies, params, number):
 
 
 def sharding_step(tx):
-    """A step that needs no batch, with gradients of the params' sharding."""
+    """A step without a batch, with gradients in the sharding of the params."""
 
     @functools.partial(quick_jit, donate_argnums=(0, 1))
     def step(params, state):

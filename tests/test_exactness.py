@@ -1,4 +1,4 @@
-"""What must hold to the bit, and paths short enough to be written out."""
+"""Properties that must hold bit-for-bit, and paths short enough to be written out."""
 
 import functools
 
@@ -58,7 +58,7 @@ both_ways = pytest.mark.parametrize("compiled", [in_one, apart])
 
 @jax.jit
 def gradient(params, key):
-    """Of the order of 1 and a function of the params, so that a lost bit is seen later."""
+    """A function of the params, of order 1, so that a lost bit shows up later."""
     return {
         name: jnp.sin(p) + jax.random.normal(jax.random.fold_in(key, n), p.shape, p.dtype)
         for n, (name, p) in enumerate(sorted(params.items()))
@@ -93,7 +93,7 @@ def assert_same_bits(have, want):
 
 
 def assert_same_to_rounding(have, want):
-    """To a few units in the last place of the largest entry."""
+    """Asserts equality up to a few units in the last place of the largest entry."""
     for x, y in zip(jax.tree.leaves(have), jax.tree.leaves(want), strict=True):
         assert x.dtype == y.dtype
         y = np.asarray(y, "float64")
@@ -104,9 +104,9 @@ def assert_same_to_rounding(have, want):
 # Limits: α = 1 and β = 0 are the inner optimizer
 #
 # The arithmetic is that of the inner optimizer, operation by operation. A compiler may
-# still contract a product and a sum into one instruction that rounds once, and choose
-# otherwise in the one program than in the other: p + (−η m) is such a sum, and so are
-# Adam's moments. Where that choice can differ, the paths are compared to rounding.
+# still fuse a multiplication and an addition into one instruction that rounds once, and do so
+# in only one of the two programs: p + (−η m) is such an operation, and so are Adam's moments.
+# Where that can happen, the paths are compared up to rounding.
 
 
 @functools.cache
@@ -121,7 +121,7 @@ def assert_inner_alone(same, make, optimizer, compiled, dtype="float32", numbers
         same(params, want)
 
 
-# How a number reaches a transform: what is known as it is built, and what is traced.
+# The ways to pass a number to a transform: values known when it is built, and traced values.
 KINDS = {
     "plain": lambda x: ((x,), ()),
     "array": lambda x: ((jnp.asarray(x),), ()),
@@ -152,7 +152,7 @@ def test_lookahead_with_alpha_of_one_is_the_inner_optimizer(kind, optimizer, dty
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
-def test_pulling_back_with_alpha_of_one_does_nothing(optimizer):
+def test_a_pullback_with_alpha_of_one_does_nothing(optimizer):
     def make(alpha):
         return slrla_jax.lookahead(OPTIMIZERS[optimizer](), 3, alpha, sync_moments="pullback")
 
@@ -268,7 +268,7 @@ def test_params_and_slow_weights_are_equal_after_a_sync(kind, optimizer, dtype, 
 @both_ways
 @every_dtype
 def test_layers_are_equal_to_the_params_after_their_sync(dtype, compiled):
-    """The outermost one at once; those inside as they begin their next cycle."""
+    """The outermost layer at once, the inner layers when they begin their next cycle."""
 
     def make():
         return slrla_jax.multilayer_lookahead(optax.adam(0.01), (2, 3), (0.3, 0.6))
@@ -344,8 +344,8 @@ def test_small_movements_need_float32_slow_weights(slow_dtype, moves, one_progra
 def path(tx, start, steps, gradient=1.0, change=None, dtype="float32"):
     """Fast and slow weights after every step, from one number and with a constant slope.
 
-    `change` maps the number of a step to what is done to the params after it, before
-    they and the slow weights are noted.
+    `change` maps the number of a step to a function applied to the params after that step,
+    before the params and slow weights are recorded.
     """
     step, params = in_one(lambda: tx), jnp.asarray(start, dtype)
     state, fast, slow = tx.init(params), [], []
@@ -389,8 +389,8 @@ def test_lookahead_with_a_quarter_written_out():
         ("keep", [-1, -1.25, -3, -3.0625, -5]),
         # 1, 1½ again.
         ("reset", [-1, -1.25, -2.25, -2.5, -3.5]),
-        # Pulled back from 1½ half the way to 0, so 1⅜, 1 11/16; from there half the way
-        # to ¾, the momentum that the cycle began with.
+        # Pulled back from 1½ half of the way to 0, hence 1⅜ and 1 11/16; from there half of
+        # the way to ¾, the momentum at the start of the cycle.
         ("pullback", [-1, -1.25, -2.625, -2.78125, -4.390625]),
     ],
 )
@@ -401,7 +401,7 @@ def test_momentum_at_a_sync_written_out(sync_moments, want):
 
 def test_multilayer_written_out():
     fast, slow = path(slrla_jax.multilayer_lookahead(descent(), (2, 2), (0.5, 0.5)), 4.0, 8)
-    # 4 → 3 → 2 ⇒ 3 → 2 → 1 ⇒ 2, and the outer layer: 4 … 2 ⇒ 3. The inner layer goes on
+    # 4 → 3 → 2 ⇒ 3 → 2 → 1 ⇒ 2, and the outer layer: 4 … 2 ⇒ 3. The inner layer continues
     # from 3: → 2 → 1 ⇒ 2 → 1 → 0 ⇒ 1, and the outer layer: 3 … 1 ⇒ 2.
     assert fast == [3, 3, 2, 3, 2, 2, 1, 2]
     assert slow == [4, 4, 4, 3, 3, 3, 3, 2]
@@ -410,13 +410,13 @@ def test_multilayer_written_out():
 def test_multilayer_of_three_layers_written_out():
     tx = slrla_jax.multilayer_lookahead(descent(), (1, 2, 2), (0.5, 0.5, 0.25))
     fast, slow = path(tx, 4.0, 8)
-    # Layer 1 halves every step, layer 2 every two of them, layer 3 takes a quarter of 4.
+    # Layer 1 halves every step, layer 2 halves every two of those, layer 3 a quarter of 4.
     assert fast == [3.5, 3.5, 3.0, 3.75, 3.25, 3.25, 2.75, 3.5]
     assert slow == [4, 4, 4, 3.75, 3.75, 3.75, 3.75, 3.5]
 
 
 def prox_path(beta, stage_length, steps):
-    """As `path`, for the regulariser without a lookahead."""
+    """Like `path`, for the regulariser without a lookahead."""
     tx = optax.chain(slrla_jax.stagewise_prox(beta, stage_length), descent())
     step, params = in_one(lambda: tx), jnp.zeros(())
     state, fast = tx.init(params), []
@@ -429,7 +429,7 @@ def prox_path(beta, stage_length, steps):
 def test_prox_written_out():
     # Anchors 0, −1½, −3: each stage is a step of 1 and one of 1 − ½ · 1.
     assert prox_path(0.5, 2, 6) == [-1, -1.5, -2.5, -3, -4, -4.5]
-    # Anchors 0 and −1; the second stage rests where slope and pull cancel, and goes on.
+    # Anchors 0 and −1; the second stage stays where slope and pull cancel, and continues.
     assert prox_path([0.5, 1.0], [1, 2], 6) == [-1, -2, -2, -2, -2, -2]
     assert prox_path([0.5, 0.0], [3, 2], 6) == [-1, -1.5, -1.75, -2.75, -3.75, -4.75]
 
@@ -449,19 +449,19 @@ def test_slrla_written_out():
 
 
 def test_half_precision_is_rounded_once():
-    """Interpolation and pull are computed in float32; eagerly, as a program may do so anyway."""
+    """Interpolation and pull use float32; tested eagerly, as compiled code may do so anyway."""
     half = functools.partial(jnp.asarray, dtype="bfloat16")
     params = half(1.0)  # the next bfloat16 is 1 + 2⁻⁷
     tx = slrla_jax.lookahead(descent(), 1, 0.75)
     updates, state = tx.update(half(-0.005), tx.init(params), params)
-    # 1 + ¾ · 0.005 rounds to 1, and 1 + ¾ · 2⁻⁷ would not.
+    # 1 + ¾ · 0.005 rounds to 1, but 1 + ¾ · 2⁻⁷ does not.
     assert updates == 0
     assert slow_params(state, params) == 1
 
     tx = slrla_jax.stagewise_prox(0.75, 5)
     state, params = tx.init(half(0.0)), half(171 * 2**-15)
     updates, _ = tx.update(half(1.0), state._replace(steps_taken=jnp.asarray(1)), params)
-    # ¾ of this is above 2⁻⁸, so the sum rounds up; rounded before, it would be 2⁻⁸ itself.
+    # ¾ of this is above 2⁻⁸, so the sum rounds up; rounded first, it would be exactly 2⁻⁸.
     assert updates == 1 + 2**-7
 
 
@@ -489,7 +489,7 @@ def test_a_period_that_grows_makes_the_cycle_longer():
     assert sync_steps(lambda step: jnp.where(step < 3, 2, 5), 14) == [2, 7, 12]
 
 
-def test_the_slow_step_size_is_that_of_the_step_of_the_sync():
+def test_the_slow_step_size_is_evaluated_at_the_step_of_the_sync():
     alphas = jnp.array([0.9, 0.5, 0.9, 0.25])
     fast, slow = path(slrla_jax.lookahead(descent(), 2, lambda step: alphas[step]), 0.0, 4)
     assert fast == [-1, -1, -2, -1.5]
@@ -541,7 +541,7 @@ def test_the_anchor_follows_a_change_between_stages():
 
 
 def test_float32_slow_weights_survive_the_beginning_of_a_cycle():
-    """Those that merely round to the params are kept; elsewhere the params were changed."""
+    """Slow weights that round to the params are kept; elsewhere the params were changed."""
     tx = slrla_jax.lookahead(descent(), 2, 0.1, slow_dtype="float32")
     step, params = in_one(lambda: tx), jnp.ones(3, "bfloat16")
     gradients = jnp.full(3, 0.004, "bfloat16")
@@ -598,7 +598,7 @@ def test_the_derivative_with_respect_to_the_step_size_of_lookbehind_where_it_is_
     assert jax.value_and_grad(end)(1.0) == (-2, -2)
 
 
-def test_the_derivative_of_slow_weights_with_bits_that_the_params_lost():
+def test_the_derivative_of_slow_weights_with_bits_that_the_params_lack():
     """Read between a sync and the next step, they are the params to first order."""
     tx = slrla_jax.lookahead(optax.sgd(2.0**-7), 1, 0.125, slow_dtype="float32")
     params = jnp.ones(2, "bfloat16")
@@ -624,12 +624,12 @@ def test_derivatives_where_a_norm_is_zero_are_finite(adaptive):
     assert np.all(np.isfinite(jax.grad(bounded)(jnp.array([0.0, 1.0, 0.0]))))
 
 
-# Numbers at the ends of what a dtype holds
+# Numbers at the ends of the range of a dtype
 
 
 @pytest.mark.parametrize("compiled", [in_one, apart])
-def test_float16_params_below_its_normal_numbers_are_what_the_slow_weights_round_to(compiled):
-    """Entries of 2⁻¹⁸ and multiples of 2⁻²⁴, which is all that float16 has there."""
+def test_subnormal_float16_params_equal_the_rounded_slow_weights(compiled):
+    """Entries of 2⁻¹⁸ and multiples of 2⁻²⁴, the only values that float16 has there."""
     tx, units = slrla_jax.lookahead(descent(), 2, 0.25, slow_dtype="float32"), 2.0**-24
     params = jnp.asarray(units * np.arange(60, 70), "float16")
     step, state = compiled(lambda: tx), tx.init(params)
@@ -651,7 +651,7 @@ def test_float16_params_below_its_normal_numbers_are_what_the_slow_weights_round
 
 @pytest.mark.parametrize("lengths", [4, [4, 4]])
 def test_the_anchor_of_the_first_stage_is_that_of_its_first_step(lengths):
-    """Not that of `init`, where params are changed in between."""
+    """Not that of `init`, if the params are changed in between."""
     tx = slrla_jax.stagewise_prox(0.5, lengths)
     state = tx.init(jnp.array(3.0))
     for v in (10.0, 9.0):
@@ -660,7 +660,7 @@ def test_the_anchor_of_the_first_stage_is_that_of_its_first_step(lengths):
 
 
 def test_stages_that_share_a_slow_step_size_have_it_as_a_number():
-    """So α = 1 is left out of the program of all of them, as it is out of one lookahead's."""
+    """α = 1 is then compiled away for all of them, as it is for a single lookahead."""
 
     def has_a_limit(stages):
         tx = slrla_jax.slrla(lambda lr: descent(), stages)
@@ -676,7 +676,7 @@ def test_stages_that_share_a_slow_step_size_have_it_as_a_number():
 
 
 def test_a_step_back_of_half_precision_is_the_same_in_one_program_and_in_two():
-    """From 1 to what 0.998 of the way to 0 rounds to: bfloat16 has no update that leads there."""
+    """From 1 to 0.998 of the way to 0, rounded: no bfloat16 update leads exactly there."""
     tx, ends = slrla_jax.lookahead(descent(), 1, 0.998), []
     for compiled in (in_one, apart):
         params = jnp.ones(5, "bfloat16")

@@ -1,4 +1,4 @@
-"""SAM, ASAM and Lookbehind against NumPy loops in the order of the released code."""
+"""SAM, ASAM and Lookbehind, compared with NumPy loops in the order of the released code."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ START = {"w": np.linspace(-1, 1, 6).reshape(2, 3), "b": np.array([0.5, -1.0, 0.0
 
 
 def gradient(params, np=np):
-    """Of a loss with a quadratic and a quartic part, for NumPy or JAX arrays."""
+    """The gradient of a loss with a quadratic and a quartic part, for NumPy or JAX arrays."""
     x = np.concatenate([params["w"].reshape(-1), params["b"]])
     x = x + np.concatenate([MATRIX @ x[:6], np.zeros(3)]) + 0.1 * x**3
     return {"w": x[:6].reshape(2, 3), "b": x[6:]}
@@ -69,14 +69,14 @@ def flat(tree):
 
 
 def ascend(phi, g, rho, eta):
-    """φ + ε(g); ASAM's ε where η is given."""
+    """φ + ε(g), with the ε of ASAM if η is given."""
     t = {k: 1.0 if eta is None or phi[k].ndim < 2 else np.abs(phi[k]) + eta for k in phi}
     norm = np.sqrt(sum(((t[k] * g[k]) ** 2).sum() for k in g))
     return {k: phi[k] + (rho * t[k] ** 2 * g[k] / norm if norm > 0 else 0.0) for k in phi}
 
 
 def reference(inner, steps, k, rho, alpha, eta=None, how="per_leaf"):
-    """θ after each training step, each gradient evaluated anew: 2k a step."""
+    """θ after each training step, with 2k gradient evaluations per step."""
     theta, path = START, []
     for _ in range(steps):
         phi, v, first = theta, theta, None
@@ -150,7 +150,7 @@ def test_makes_k_calls_and_counts_them_up(k):
     assert calls == list(range(k))
 
 
-def test_inner_state_advances_k_a_step():
+def test_the_inner_state_advances_k_steps_per_training_step():
     tx = slrla_jax.lookbehind(optax.adam(0.1), 3)
     params = {"w": jnp.ones((2, 2))}
     _, state = tx.update(params, tx.init(params), params, grad_fn=lambda p, i: p)
@@ -158,7 +158,7 @@ def test_inner_state_advances_k_a_step():
 
 
 @pytest.mark.parametrize("inner", [optax.sgd(0.1, momentum=0.9), optax.adam(0.01)])
-def test_sam_is_that_of_optax(inner):
+def test_sam_equals_the_sam_of_optax(inner):
     adversary = optax.chain(optax.contrib.normalize(), optax.sgd(0.3))
     theirs = optax.contrib.sam(inner, adversary, sync_period=2, opaque_mode=True)
     assert_close(run(slrla_jax.sam(inner, 0.3), 6), run(theirs, 6), rtol=1e-5, atol=1e-6)
@@ -170,7 +170,7 @@ def test_asam_is_lookbehind_with_one_step():
     assert_close(run(tx, 5), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_no_ascent_and_no_step_back_are_the_inner_optimizer_to_the_bit():
+def test_no_ascent_and_no_step_back_are_the_inner_optimizer_bit_for_bit():
     inner = optax.sgd(0.05, momentum=0.9)
     plain = optax.GradientTransformationExtraArgs(
         inner.init, lambda g, s, p, grad_fn: inner.update(g, s, p)
@@ -204,7 +204,7 @@ def test_the_mask_says_which_leaves_are_weights():
     assert_close(again, seen, rtol=0)
 
 
-# A part of the params.
+# Frozen params.
 
 PARTS = {"backbone": {"w": jnp.array([[1.0, -0.0], [2.0, 3.0]])}, "head": jnp.array([0.5, -1.0])}
 TRAINED = {"backbone": False, "head": True}
@@ -232,8 +232,8 @@ def parts_gradient(params):
     ],
     ids=["sam", "asam", "lookbehind", "lookbehind-adaptive"],
 )
-def test_the_ascent_leaves_out_what_is_frozen(make, mask):
-    """The head moves as if it were all there is; the backbone stands still, bit-for-bit."""
+def test_the_ascent_skips_frozen_params(make, mask):
+    """The head moves as if there were no backbone; the backbone is unchanged bit-for-bit."""
 
     def grad_fn(there, i):
         np.testing.assert_array_equal(
@@ -293,7 +293,7 @@ def test_a_zero_gradient_does_nothing(adaptive_rho):
 
 
 def test_a_zero_difference_counts_as_cosine_zero():
-    # v_1 = θ, since the first descent gradient is zero: α = 1/2.
+    # v_1 = θ, because the first descent gradient is zero, so α = 1/2.
     tx = slrla_jax.lookbehind(optax.sgd(1.0), 2, rho=0.0, slow_step_size="adaptive")
     params = {"w": jnp.array([[1.0]])}
     updates, _ = tx.update(
@@ -302,7 +302,7 @@ def test_a_zero_difference_counts_as_cosine_zero():
     assert float(updates["w"][0, 0]) == -2.0
 
 
-def test_one_leaf_alone_and_none_leaves():
+def test_a_single_leaf_and_leaves_that_are_none():
     tx = slrla_jax.lookbehind(optax.sgd(0.1), 2, slow_step_size="adaptive", cosine="global")
     for params in (jnp.ones(()), {"w": jnp.ones((2, 2)), "none": None}, {}):
         updates, _ = tx.update(params, tx.init(params), params, grad_fn=lambda p, i: p)
@@ -366,7 +366,7 @@ def test_devices_give_the_trajectory_of_one(how):
         whole, parts = PartitionSpec(), PartitionSpec("data")
 
         def shard_step(params, state, batch):
-            # Gradients of replicated params come summed: differentiate varying ones.
+            # Gradients of replicated params would be summed, so differentiate varying params.
             def grad_fn(params, i):
                 varying = jax.tree.map(lambda p: jax.lax.pcast(p, "data", to="varying"), params)
                 return mean(jax.grad(loss)(varying, batch))
@@ -467,11 +467,11 @@ def test_a_missing_grad_fn_is_named(make):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
 
 
-# What the ascent and the descent are given
+# Inputs of the ascent and the descent
 
 
 class DecayedMomentum(Momentum):
-    """SGD with momentum and L2, which looks at the weights it moves."""
+    """SGD with momentum and L2, which depends on the weights it moves."""
 
     def __init__(self, rate, decay, weight_decay):
         super().__init__(rate, decay)
@@ -491,8 +491,8 @@ def test_the_inner_optimizer_sees_the_fast_weights(k):
 
 
 @pytest.mark.parametrize("k", [2, 4])
-def test_the_size_of_a_weight_is_that_behind(k):
-    """ASAM's T is taken at φ, which moves on, and not at θ."""
+def test_asam_scales_by_the_weights_at_the_ascent_point(k):
+    """ASAM's T is evaluated at φ, which changes in every ascent step, and not at θ."""
     with enable_x64(True):
         tx = slrla_jax.lookbehind(optax.sgd(0.05, 0.9), k, 0.5, 0.6, adaptive_rho=True, eta=0.1)
         path = run(tx, 5)
@@ -501,7 +501,7 @@ def test_the_size_of_a_weight_is_that_behind(k):
 
 
 def climbed(tx, params, grads):
-    """Where `grad_fn` is called first, which is where the first ascent leads."""
+    """The params at the first call of `grad_fn`, that is, after the first ascent step."""
     seen = []
     tx.update(grads, tx.init(params), params, grad_fn=lambda p, i: seen.append(p) or grads)
     return seen[0]
@@ -509,7 +509,7 @@ def climbed(tx, params, grads):
 
 @pytest.mark.parametrize("by_function", [False, True])
 @pytest.mark.parametrize("make", ["sam", "asam", "lookbehind"])
-def test_what_the_ascent_mask_leaves_out_stands_still_and_does_not_count(make, by_function):
+def test_leaves_outside_the_ascent_mask_neither_move_nor_count(make, by_function):
     mask = {"w": True, "b": False}
     settings = {"rho": 0.5, "ascent_mask": (lambda params: mask) if by_function else mask}
     params = {"w": jnp.array([[1.0, -2.0]]), "b": jnp.array([3.0, 5.0])}
@@ -526,7 +526,7 @@ def test_what_the_ascent_mask_leaves_out_stands_still_and_does_not_count(make, b
 
 
 @pytest.mark.parametrize("make", [slrla_jax.sam, slrla_jax.asam])
-def test_a_zero_gradient_leads_nowhere(make):
+def test_the_ascent_step_of_a_zero_gradient_is_zero(make):
     params = {"w": jnp.array([[1.0, -2.0]])}
     there = climbed(make(optax.sgd(0.1)), params, {"w": jnp.zeros((1, 2))})
     np.testing.assert_array_equal(there["w"], params["w"])
@@ -558,7 +558,7 @@ def test_the_step_behind_starts_where_the_last_one_ended():
         np.testing.assert_allclose(there, [1 + 0.3 * i, 2 + 0.4 * i], rtol=1e-6)
 
 
-def test_frozen_params_without_gradients_are_handed_on():
+def test_frozen_params_without_gradients_are_passed_to_grad_fn():
     params = {"w": jnp.ones((2, 2)), "frozen": jnp.full(2, 7.0)}
     seen = []
 
@@ -577,7 +577,7 @@ def test_frozen_params_without_gradients_are_handed_on():
 
 @pytest.mark.parametrize("how", ["per_leaf", "global"])
 def test_the_adaptive_step_size_of_complex_leaves(how):
-    """The cosine is that of real and imaginary parts as separate numbers."""
+    """The cosine treats real and imaginary parts as separate numbers."""
     rng = np.random.default_rng(3)
     shapes = {"z": (3,), "y": (2, 2)}
     first, second = ({n: rng.normal(size=(2, *s)) for n, s in shapes.items()} for _ in range(2))
@@ -614,7 +614,7 @@ def test_asam_on_complex_leaves_measures_by_their_absolute_values():
 
 @pytest.mark.parametrize("size", [3e-4, 300.0, 3e4])
 def test_the_ascent_of_half_precision_is_computed_in_float32(size):
-    """The squares of these leave the range of float16, and so may ρ / ‖g‖."""
+    """Their squares exceed the range of float16, and so may ρ / ‖g‖."""
     params = {"w": jnp.zeros((1, 2), jnp.float16)}
     grads = {"w": jnp.array([[3.0, 4.0]], jnp.float16) * jnp.float16(size / 4)}
     for make in (slrla_jax.sam, slrla_jax.asam):
@@ -625,7 +625,7 @@ def test_the_ascent_of_half_precision_is_computed_in_float32(size):
 
 
 def test_the_adaptive_step_size_of_half_precision_is_computed_in_float32():
-    """Differences of 300, whose squares are beyond float16, and a cosine of 0.6."""
+    """Differences of 300, whose squares overflow float16, and a cosine of 0.6."""
     params = jnp.zeros(2, jnp.float16)
     given = [jnp.array(g, jnp.float16) for g in ([300.0, 0.0], [-120.0, 240.0])]
     tx = slrla_jax.lookbehind(optax.sgd(1.0), 2, 0.0, "adaptive")
@@ -634,8 +634,8 @@ def test_the_adaptive_step_size_of_half_precision_is_computed_in_float32():
     np.testing.assert_allclose(np.asarray(updates, float), [-0.8 * 180, -0.8 * 240], rtol=1e-3)
 
 
-def test_the_way_of_half_precision_is_rounded_once():
-    """From 1 to −2⁻⁹ it is −(1 + 2⁻⁹), which bfloat16 has as −1; of that, 0.998 is not −1."""
+def test_the_difference_in_half_precision_is_rounded_once():
+    """From 1 to −2⁻⁹ it is −(1 + 2⁻⁹), which bfloat16 rounds to −1; 0.998 of that is not −1."""
     half = partial(jnp.asarray, dtype=jnp.bfloat16)
     params, given = half(1.0), [half(1.0), half(2.0**-9)]
     tx = slrla_jax.lookbehind(optax.sgd(1.0), 2, 0.0, 0.998)
@@ -645,7 +645,7 @@ def test_the_way_of_half_precision_is_rounded_once():
 
 
 def test_the_adaptive_step_size_of_tiny_steps():
-    """Differences of 1e-13, the product of whose squares float32 does not hold."""
+    """Differences of 1e-13; the product of their squared norms underflows float32."""
     params = jnp.zeros(2)
     given = [jnp.array([3e-13, 0.0]), jnp.array([0.0, 4e-13])]
     tx = slrla_jax.lookbehind(optax.sgd(1.0), 2, 0.0, "adaptive")
@@ -653,8 +653,8 @@ def test_the_adaptive_step_size_of_tiny_steps():
     np.testing.assert_allclose(updates, -0.8 * np.array([3e-13, 4e-13]), rtol=1e-5)
 
 
-def test_the_updates_of_sam_are_the_inner_optimizers_to_the_bit():
-    """Not what they make of the params, minus the params."""
+def test_the_updates_of_sam_are_those_of_the_inner_optimizer_bit_for_bit():
+    """They are not computed as new params minus params, which would round them."""
     params, grads = jnp.array([1.0, -300.0]), jnp.array([1 / 3, 1e-5])
     tx = slrla_jax.sam(optax.sgd(0.01), 0.0)
     updates, _ = tx.update(grads, tx.init(params), params, grad_fn=lambda p, i: grads)
@@ -663,7 +663,7 @@ def test_the_updates_of_sam_are_the_inner_optimizers_to_the_bit():
 
 
 def test_params_keep_their_dtype_behind_and_fast():
-    """Also where gradients and updates are wider."""
+    """Even if gradients and updates are wider."""
     seen = []
     wide = {"w": jnp.ones((2, 2), jnp.float32)}
     inner = optax.GradientTransformation(
@@ -676,10 +676,10 @@ def test_params_keep_their_dtype_behind_and_fast():
     assert set(seen) == {jnp.dtype(jnp.bfloat16)}
 
 
-# What is said
+# Error messages
 
 
-def test_what_outer_masks_take_away_is_named():
+def test_errors_in_grad_fn_mention_an_outer_mask():
     tx = optax.masked(slrla_jax.sam(optax.sgd(0.1)), {"w": True, "b": False})
     params = {"w": jnp.ones(2), "b": jnp.ones(2)}
 
@@ -691,7 +691,7 @@ def test_what_outer_masks_take_away_is_named():
     assert "`ascent_mask`" in error.value.__notes__[0]
 
     def broken(params, i):
-        raise KeyError("an error of the user's own")
+        raise KeyError("an error in the user's code")
 
     alone = slrla_jax.sam(optax.sgd(0.1))
     with pytest.raises(KeyError) as error:

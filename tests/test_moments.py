@@ -1,4 +1,4 @@
-"""What a sync does to the states that optimizers keep: which of it is moments, and what goes on."""
+"""Which parts of an optimizer state are moments, and which parts a sync leaves unchanged."""
 
 import dataclasses
 import inspect
@@ -20,13 +20,13 @@ from slrla_jax._moments import OPTAX_STATES
 
 # All states of optax.
 
-# NamedTuples of optax that no optimizer keeps between steps, or that hold no arrays.
+# NamedTuples of optax that no optimizer stores between steps, or that hold no arrays.
 NO_STATES = {
     *("EmptyState", "MaskedNode", "GradientTransformation", "GradientTransformationExtraArgs"),
     *("LookaheadParams", "BacktrackingLineSearchState", "BacktrackingLinesearchInfo"),
     *("ZoomLinesearchInfo", "ZoomLinesearchState", "_UpdateResult", "NamedTupleKey"),
     *("GaLoreDimensionNumbers", "MuonDimensionNumbers", "SplitRealAndImaginaryArrays"),
-    # Of optax.experimental and optax.microbatching, which are no part of an optimizer.
+    # From optax.experimental and optax.microbatching, which are not optimizers.
     *("AccumulateAvgUpdatesState", "Aggregator", "PerElementMeanAndSumSqDiffGradsState"),
     *("PerElementMeanAndVarianceEMAState", "Accumulator", "Aux"),
 }
@@ -38,7 +38,7 @@ def classes_of_optax():
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "optax":
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of names that are deprecated
+                warnings.simplefilter("ignore")  # about deprecated names
                 members = list(vars(module).values())
             for member in members:
                 if inspect.isclass(member) and member.__module__.startswith("optax"):
@@ -54,7 +54,7 @@ def test_every_state_of_optax_is_classified():
     assert set(found) - NO_STATES - set(OPTAX_STATES) == set()
 
 
-def test_what_is_named_of_a_state_exists():
+def test_every_classified_field_exists():
     found = classes_of_optax()
     assert set(OPTAX_STATES) - set(found) == set()
     for name, fields in OPTAX_STATES.items():
@@ -130,8 +130,8 @@ def test_optimizers_of_optax_descend(name, sync_moments):
 @pytest.mark.parametrize(
     "name", ["prodigy", "dadapt_adamw", "dog", "dowg", "mechanize", "momo", "rprop"]
 )
-def test_a_learning_rate_that_was_found_is_not_lost_at_a_sync(name):
-    """With moments reset at every sync they get as far as with moments kept."""
+def test_an_estimated_learning_rate_survives_a_sync(name):
+    """Resetting moments at every sync gets as far as keeping them."""
     params = {"w": jnp.array([[3.0, -2.0]]), "b": jnp.array([0.5])}
 
     def left(sync_moments):
@@ -150,7 +150,7 @@ def test_a_learning_rate_that_was_found_is_not_lost_at_a_sync(name):
     assert left("reset") < 0.05 * start
 
 
-# Which part goes where, in each wrapper of optax.
+# The moments inside each wrapper of optax.
 
 
 def wrapped(name, inner):
@@ -180,8 +180,8 @@ def wrapped(name, inner):
         *("lookahead", "multilayer_lookahead", "slrla"),
     ],
 )
-def test_the_moments_inside_and_nothing_of_the_wrapper(name, sync_moments):
-    """After three equal gradients of 1 and a sync: Adam's m is 0.271, or 0, or half of it."""
+def test_a_sync_changes_the_moments_inside_a_wrapper_and_nothing_else(name, sync_moments):
+    """After three gradients of 1 and a sync, Adam's m is 0.271, 0, or half of 0.271."""
     params = {"w": jnp.zeros(2)}
 
     def states(tx):
@@ -201,12 +201,12 @@ def test_the_moments_inside_and_nothing_of_the_wrapper(name, sync_moments):
     (adam_alone,) = (s for _, s in optax.tree.get_all_with_path(alone, "ScaleByAdamState"))
     np.testing.assert_allclose(jax.tree.leaves(adam.mu)[0], 0.271 * factor, rtol=1e-5)
     assert adam.count == count
-    # All else is what it is without a sync.
+    # Everything else is as without a sync.
     assert_close(with_adam(after, adam_alone), alone)
 
 
 def with_adam(state, adam):
-    """A state with another state of Adam in it."""
+    """Replaces the state of Adam inside a state."""
 
     def is_adam(node):
         return isinstance(node, optax.ScaleByAdamState)
@@ -214,7 +214,7 @@ def with_adam(state, adam):
     return jax.tree.map(lambda node: adam if is_adam(node) else node, state, is_leaf=is_adam)
 
 
-# A state of one's own.
+# Custom states.
 
 
 class Undeclared(NamedTuple):
@@ -237,7 +237,7 @@ class DeclaredDataclass:
 
 
 def keeping(make_state):
-    """Moves by the gradient, and adds 1 to every array of its state."""
+    """Uses the gradient as the update, and adds 1 to every array of its state."""
     return optax.GradientTransformation(
         lambda params: make_state(params),
         lambda updates, state, params=None: (
@@ -283,7 +283,7 @@ def test_an_undeclared_state_is_an_error_that_names_it(make_state, what, sync_mo
     message = f"`sync_moments` = {sync_moments!r}.*{what}.*declare_moments"
     with pytest.raises(ValueError, match=message):
         tx.init({"w": jnp.ones(2)})
-    # Nothing must be known to keep it.
+    # "keep" needs no declaration.
     lookahead(keeping(make_state)).init({"w": jnp.ones(2)})
 
 
@@ -292,7 +292,7 @@ def test_a_state_without_arrays_needs_no_declaration():
     assert tx.init({"w": jnp.ones(2)}).inner_state == Undeclared(None)
 
 
-def test_declarations_that_cannot_be():
+def test_invalid_declarations():
     with pytest.raises(ValueError, match=r"`momentum` is not a field of Undeclared.*anchor"):
         declare_moments("momentum")(Undeclared)
     with pytest.raises(ValueError, match=r"`inner` is not a field of Undeclared.*anchor"):
@@ -315,7 +315,7 @@ def test_a_state_made_with_other_sync_moments(before, now):
         lookahead(optax.adam(0.1), sync_moments=now).update(params, state, params)
 
 
-# What optax's own functions find in our states.
+# What optax's functions find in our states.
 
 
 @pytest.mark.parametrize("sync_moments", ["keep", "reset", "pullback"])
@@ -336,7 +336,7 @@ def test_tree_get_and_tree_set(around, sync_moments):
     np.testing.assert_allclose(optax.tree.get(state, "mu")["w"], 0.1, rtol=1e-6)
     np.testing.assert_allclose(optax.tree.get(state, "nu")["w"], 1e-3, rtol=1e-6)
     assert optax.tree.get(state, "count") == 1
-    assert optax.tree.get(state, "slow_params") is None  # there is a function for that
+    assert optax.tree.get(state, "slow_params") is None  # there is a function to read them
     assert optax.tree.get(optax.tree.set(state, count=jnp.array(7)), "count") == 7
 
     tx = around(optax.inject_hyperparams(optax.sgd)(0.5), sync_moments)
@@ -364,7 +364,7 @@ LINE_SEARCHES = {
     ],
     ids=["lookahead", "multilayer_lookahead", "slrla", "slrla-decoupled"],
 )
-def test_what_a_line_search_remembers_is_of_the_params(around, name):
+def test_a_line_search_stores_the_loss_at_the_params(around, name):
     def loss(params):
         return jnp.sum(jnp.array([1.0, 5.0]) * (params["w"] - 1.0) ** 2) + params["w"][0] ** 4
 
@@ -386,8 +386,8 @@ def test_what_a_line_search_remembers_is_of_the_params(around, name):
     assert loss(slow_params(state, params)) < loss({"w": jnp.array([3.0, -2.0])})
 
 
-def test_a_line_search_that_was_not_moved_keeps_what_it_knows():
-    """Then value_and_grad_from_state costs no evaluation, which is its purpose."""
+def test_a_line_search_keeps_its_loss_if_the_params_were_not_moved():
+    """Then value_and_grad_from_state needs no evaluation, which is its purpose."""
 
     def loss(params):
         return jnp.sum(params**2)

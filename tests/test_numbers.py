@@ -1,4 +1,4 @@
-"""Numbers as they reach the transforms: where they are not rounded, and where they are refused."""
+"""Numbers passed to the transforms: they must not be rounded, and invalid ones are rejected."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ INF, NAN = float("inf"), float("nan")
 
 
 def test_a_count_is_not_rounded_to_an_injected_period():
-    """`inject_hyperparams` makes a bfloat16 of 260, and bfloat16 has no 259."""
+    """`inject_hyperparams` converts 260 to bfloat16, which cannot represent 259."""
     tx = lookahead(optax.sgd(1.0), jnp.array(260, jnp.bfloat16), 0.5)
     params = jnp.zeros(())
     state, syncs = tx.init(params)._replace(steps_since_sync=jnp.array(257)), []
@@ -27,7 +27,7 @@ def test_a_count_is_not_rounded_to_an_injected_period():
 
 
 def test_a_narrow_number_is_explained():
-    """0.004 below 1 is nothing to bfloat16, and then an average that never forgets."""
+    """bfloat16 rounds numbers just below 1 to 1, which is a moving average that never decays."""
     with pytest.raises(ValueError, match=r"`momentum`.*`hyperparam_dtype`"):
         slrla_sgd(0.1, momentum=jnp.array(0.999, jnp.bfloat16))
     with pytest.raises(ValueError, match=r"`momentum`") as error:
@@ -36,8 +36,8 @@ def test_a_narrow_number_is_explained():
 
 
 @pytest.mark.parametrize("length", [3.0, np.float32(3.0), jnp.array(3.0)])
-def test_stages_begin_where_float32_has_not_all_counts(length):
-    """2²⁴ + 5 is a multiple of 3, and float32 has it as 2²⁴ + 4."""
+def test_stages_begin_at_counts_that_float32_cannot_represent(length):
+    """2²⁴ + 5 is a multiple of 3, but float32 rounds it to 2²⁴ + 4."""
     tx = stagewise_prox(1.0, length)
     state = tx.init(jnp.zeros(()))._replace(steps_taken=jnp.array(2**24 + 5))
     updates, _ = tx.update(jnp.zeros(()), state, jnp.ones(()))
@@ -73,7 +73,7 @@ def test_the_entries_of_an_array_are_looked_at_in_a_compiled_function_too():
 
 
 def test_a_period_of_stages_beside_a_list_of_betas():
-    """The last stage goes on: its anchor is that of step 4, and not of step 6."""
+    """The last stage continues: its anchor is from step 4, not from step 6."""
     tx = optax.chain(stagewise_prox([0.5, 0.25, 1.0], 2), optax.sgd(1.0))
     params, path = 0.0, []
     state = tx.init(jnp.array(params))
@@ -81,15 +81,15 @@ def test_a_period_of_stages_beside_a_list_of_betas():
         updates, state = tx.update(jnp.array(1.0), state, jnp.array(params))
         params = params + float(updates)
         path.append(params)
-    # Anchors 0, −1½ and −3¼, where slope and pull cancel after a step.
+    # The anchors are 0, −1½ and −3¼; slope and pull cancel after a step.
     assert path == [-1, -1.5, -2.5, -3.25, -4.25, -4.25, -4.25, -4.25]
 
 
-# What is refused
+# Rejected values
 
 
 @pytest.mark.parametrize("value", [optax.sgd, 0.1, None])
-def test_what_is_no_transformation(value):
+def test_values_that_are_not_transformations(value):
     shown = "sgd" if value is optax.sgd else str(value)
     with pytest.raises(ValueError, match=f"`inner`.*{shown}"):
         lookahead(value)
@@ -101,7 +101,7 @@ def test_what_is_no_transformation(value):
         slrla(optax.sgd(0.1), [Stage(1, 0.1)])
 
 
-def test_what_is_no_stage():
+def test_values_that_are_not_stages():
     with pytest.raises(ValueError, match=r"`stages\[1\]` must be a slrla_jax.Stage, got 5"):
         slrla(optax.sgd, [Stage(1, 0.1), 5])
 
@@ -118,7 +118,7 @@ def test_what_is_no_stage():
     ],
 )
 @pytest.mark.parametrize("make", ["slrla_sgd", "adaloss", "adagrad_norm"])
-def test_numbers_of_whole_optimizers(make, name, value):
+def test_invalid_numbers_of_complete_optimizers(make, name, value):
     with pytest.raises(ValueError, match=f"`{name}`.*{value}"):
         getattr(slrla_jax, make)(**{"learning_rate": 0.1, name: value})
     if name != "learning_rate":
@@ -126,7 +126,7 @@ def test_numbers_of_whole_optimizers(make, name, value):
             getattr(slrla_jax, make)(0.1, **{name: optax.constant_schedule(0.1)})
 
 
-def test_complex_numbers_are_refused_whatever_their_real_part_is():
+def test_complex_numbers_are_rejected():
     for build in (
         lambda: lookahead(optax.sgd(0.1), 2 + 1j),
         lambda: lookahead(optax.sgd(0.1), 2, np.complex64(0.5 + 1j)),
@@ -172,7 +172,7 @@ def test_numbers_of_step_size_rules(build, name, shown):
         build()
 
 
-# The rules of step sizes at the ends of what a number can be
+# Step-size rules at the limits of number formats
 
 
 def test_a_loss_that_is_not_finite_leaves_the_norm_as_it_is():
@@ -197,20 +197,20 @@ def test_a_gradient_that_is_not_finite_leaves_the_norm_as_it_is():
 
 
 def test_norms_of_half_precision_are_computed_in_float32():
-    """300² and the sum of 2¹² ones are beyond float16 or its bits."""
+    """300² overflows float16, and it cannot sum 2¹² ones exactly."""
     gradient = jnp.full(2**12, 300.0, jnp.float16)
     tx = slrla_jax.scale_by_adagrad_norm(b0=1.0)
     updates, state = tx.update(gradient, tx.init(gradient))
     np.testing.assert_allclose(state.b_squared, 1 + 2**12 * 9e4, rtol=1e-6)
     np.testing.assert_allclose(np.asarray(updates, float), 2.0**-6, rtol=1e-3)
-    # bfloat16 has √65.51, which is 8.0938, as 8.0625 or as 8.125.
+    # bfloat16 rounds √65.51, which is 8.0938, to 8.0625 or 8.125.
     tx = slrla_jax.scale_by_adaloss(b0=np.sqrt(64.51))
     updates, _ = tx.update(jnp.array(251.0, jnp.bfloat16), tx.init(jnp.ones(())), value=1.0)
     assert float(updates) == float(jnp.asarray(251 / np.sqrt(65.51), jnp.bfloat16))
 
 
 def test_a_loss_of_half_precision_is_measured_from_c_in_float32():
-    """bfloat16 has 256 − ½ as 256 or 255."""
+    """bfloat16 rounds 256 − ½ to 256 or 255."""
     tx = slrla_jax.scale_by_adaloss(b0=1.0, c=0.5)
     loss = jnp.array(256.0, jnp.bfloat16)
     _, state = tx.update(jnp.ones(()), tx.init(jnp.ones(())), value=loss)
@@ -234,8 +234,8 @@ def test_adaloss_counts_its_parameters_by_name():
     np.testing.assert_allclose(updates, -0.25, rtol=1e-6)
 
 
-def test_adabound_where_a_gradient_has_never_been():
-    """With ε = 0 too: there the step is bounded by the upper bound, and m is 0."""
+def test_adabound_with_a_gradient_that_has_always_been_zero():
+    """Also with ε = 0: the step size is the upper bound, and m is 0."""
     tx = slrla_jax.adabound(0.1, eps=0.0)
     updates, _ = tx.update(jnp.array([0.0, 1.0]), tx.init(jnp.ones(2)), jnp.ones(2))
     assert updates[0] == 0
@@ -243,7 +243,7 @@ def test_adabound_where_a_gradient_has_never_been():
 
 
 def test_adabounds_second_moment_of_half_precision_is_float32():
-    """In bfloat16, 0.999 v + 0.001 g² would stay v where it should decay."""
+    """In bfloat16, 0.999 v + 0.001 g² would stay v instead of decaying."""
     tx = slrla_jax.adabound(0.1)
     params = jnp.ones(2, jnp.bfloat16)
     state = tx.init(params)
@@ -255,7 +255,7 @@ def test_adabounds_second_moment_of_half_precision_is_float32():
         v = 0.999 * v + 0.001 * float(g[0]) ** 2
     assert updates.dtype == state.mu.dtype == jnp.bfloat16
     np.testing.assert_allclose(state.nu, v, rtol=1e-5)
-    # Squares beyond float16.
+    # Squares that overflow float16.
     state = tx.init(jnp.ones(2, jnp.float16))
     _, state = tx.update(jnp.full(2, 300.0, jnp.float16), state, params)
     np.testing.assert_allclose(state.nu, 90, rtol=1e-5)
@@ -280,7 +280,7 @@ def test_adabounds_epsilon_is_added_to_the_root():
 
 
 def test_adabound_without_a_step_size_and_without_a_gradient():
-    """A warm-up from 0, and ε = 0: neither is 0/0 a number."""
+    """A warm-up from 0, and ε = 0: neither may lead to 0/0."""
     tx = slrla_jax.adabound(optax.linear_schedule(0.0, 0.1, 10), eps=0.0, base_lr=0.1)
     updates, _ = tx.update(jnp.array([0.0, 1.0]), tx.init(jnp.ones(2)), jnp.ones(2))
     np.testing.assert_array_equal(updates, [0, 0])

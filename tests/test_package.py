@@ -1,4 +1,4 @@
-"""What the package as a whole promises: its imports, its README, its public names."""
+"""The package as a whole: its imports, its README and its public names."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Slow weights where a transformation has made other leaves of the params, or no tree is left."""
+"""Slow weights under transformations that change the leaves or the tree of the params."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ SLOPE, ALPHA, K = 0.25, 0.5, 3
 
 
 def expected(start, steps):
-    """Params and slow weights after so many steps of −SLOPE, a sync at every K-th."""
+    """Params and slow weights after a number of steps of −SLOPE, with a sync at every K-th."""
     params = slow = start
     for n in range(1, steps + 1):
         params = params - SLOPE
@@ -60,7 +60,7 @@ def test_inside_flatten(steps, slow_dtype):
 
 
 def test_inside_flatten_with_leaves_of_two_dtypes():
-    """Together they are in float32; apart, each is in its own dtype again."""
+    """Concatenated they are in float32; separately, each is in its own dtype again."""
     params = {"half": jnp.ones(2, jnp.bfloat16), "single": jnp.zeros(3)}
     state = optax.flatten(lookahead(optax.sgd(SLOPE))).init(params)
     slow = slow_params(state, params)
@@ -94,7 +94,7 @@ def test_a_state_in_plain_containers():
 
 
 def test_an_index_of_a_list_is_a_key_of_a_dict():
-    """As where Flax gives a list of layers back as a dict."""
+    """As when Flax returns a list of layers as a dict."""
     layers = [jnp.ones(2), jnp.zeros(3)]
     state = lookahead(optax.sgd(SLOPE)).init(layers)
     slow = slow_params(state, dict(enumerate(layers)))
@@ -104,7 +104,7 @@ def test_an_index_of_a_list_is_a_key_of_a_dict():
 
 
 def test_a_plain_state_beside_params_in_boxes():
-    """The state was made for arrays, and the params come as Flax has them in a model."""
+    """The state was made for plain arrays, and the params are in Flax's Variables."""
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     boxed = nnx.state(model, nnx.Param)
     pure = nnx.to_pure_dict(boxed)

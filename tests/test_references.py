@@ -1,7 +1,7 @@
-"""Every transform against the paper's own loops, at every step.
+"""Compares every transform with the loops of its paper, at every step.
 
-The loops are in `references`. In float64 the two must agree to rounding, for whatever
-settings are drawn; in float32 to the rounding of float32.
+The loops are in `references`. The two must agree up to the rounding of float64 or float32, for
+all settings that are drawn.
 """
 
 import functools
@@ -28,9 +28,9 @@ INITIAL, *NOISE = np.random.default_rng(0).normal(size=(1 + STEPS, SIZE))
 CURVATURE = np.linspace(0.4, 1.5, SIZE)
 NOISE = 0.5 * np.array(NOISE)
 
-# The gradient below is that of a strongly convex loss (nearly: of a monotone map), so
-# that rounding is not amplified along the path. In float32 a step rounds weights of
-# size 3 at most by some 2^-22 a few times over, 40 steps by less than 3e-5.
+# The gradient below belongs to a strongly convex loss (more precisely, it is a monotone map),
+# so that rounding errors are not amplified along the path. In float32 a step rounds weights of
+# at most 3 by about 2^-22 a few times, which is less than 3e-5 in 40 steps.
 TOLERANCE = {"float64": 1e-10, "float32": 3e-5}
 
 OPTIMIZERS = {
@@ -45,7 +45,7 @@ every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 
 
 def few(examples):
-    """The same examples in every run. They are small as drawn: no search for smaller ones."""
+    """Draws the same examples in every run, without shrinking, because they are small already."""
     return settings(
         max_examples=examples,
         derandomize=True,
@@ -75,7 +75,7 @@ def tree(vector):
 
 
 def trained(tx, initial, slow=slow_params):
-    """Fast and slow weights after every step of a training loop, each of (STEPS, SIZE)."""
+    """Fast and slow weights after every step of a training loop, each of shape (STEPS, SIZE)."""
 
     def step(carry, s):
         params, state = carry
@@ -115,7 +115,7 @@ def train_static(tx, dtype="float64", slow=slow_params):
 
 
 def expect(path, algorithm, dtype="float64", **arguments):
-    """Raises unless the path is the reference's."""
+    """Raises unless the path equals that of the reference."""
     want = references.trace(
         STEPS, lambda path: algorithm(path, gradient=gradient, **{"theta": INITIAL, **arguments})
     )
@@ -136,7 +136,7 @@ def assert_same_bits(path, want):
 
 
 def tables(values):
-    """A value for every step: constant, or one that changes now and then."""
+    """A value for every step, constant or changing occasionally."""
     return st.builds(
         lambda pieces, width: np.resize(np.repeat(pieces, width), STEPS),
         st.lists(values, min_size=1, max_size=4),
@@ -145,7 +145,7 @@ def tables(values):
 
 
 def looked_up(table):
-    """The schedule of a table, for JAX and for NumPy."""
+    """The schedule given by a table, for JAX and for NumPy."""
     return lambda s: table[s]
 
 
@@ -343,7 +343,7 @@ def prox_by_stages(position, optimizer, lr, beta, lengths):
 
 
 def prox_at(position, optimizer, lr, beta, length):
-    """`stagewise_prox` before the direction of an optimizer, or between it and −η."""
+    """`stagewise_prox` before the direction of an optimizer, or between it and the −η scaling."""
     direction = {
         "sgd": optax.identity(),
         "momentum": optax.trace(0.9),
@@ -461,8 +461,8 @@ def expect_slrla(path, lengths, optimizer, sync_moments, decoupled, stages, dtyp
     )
 
 
-# T and k of each stage, and what else a stage has. With k = 1 a stage shows its α and β
-# in its first step already, or its second.
+# T and k of each stage, and its other settings. With k = 1 the α and β of a stage show up in
+# its first or second step already.
 SHORT_STAGES = ((3, 4), (4, 1), (3, 3))
 lengths = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=3)
 numbers_of_stage = st.fixed_dictionaries(
@@ -518,7 +518,7 @@ def test_slrla_in_float32(optimizer, sync_moments, decoupled):
 
 
 def test_the_last_stage_of_slrla_keeps_its_settings():
-    """That it ends after 6 steps or after 600 makes no difference to 40 steps."""
+    """Whether it would end after 6 steps or after 600 makes no difference to 40 steps."""
 
     def tx(cycles):
         last = Stage(cycles, 0.05, beta=0.6, sync_period=3, slow_step_size=0.5)
@@ -546,7 +546,7 @@ def test_one_stage_without_regulariser_is_lookahead(optimizer, sync_moments):
 
 
 def released(periods, sync_moments, eta, beta, alpha, momentum, weight_decay, **traced):
-    """`slrla_sgd`; its S and k known, or (without `periods`) traced as well."""
+    """`slrla_sgd`, with S and k known, or (without `periods`) traced as well."""
     S, k = periods or (traced["S"], traced["k"])
     return slrla_jax.slrla_sgd(
         looked_up(eta),
@@ -598,7 +598,7 @@ def test_released_form_anchored_to_the_slow_weights(sync_moments, k, numbers):
 @every_sync_moments
 @few(20)
 @given(S=st.integers(1, 9), k=st.integers(1, 9), numbers=numbers_of_released)
-def test_released_form_with_an_anchor_of_its_own(sync_moments, S, k, numbers):
+def test_released_form_with_a_separate_anchor(sync_moments, S, k, numbers):
     expect_released(
         train(released, None, sync_moments, S=S, k=k, **numbers), (S, k), sync_moments, **numbers
     )
@@ -648,14 +648,14 @@ def test_released_form_with_one_copy_is_the_chain_with_two():
     ("periods", "alphas"),
     [((3, 2), (0.5, 0.6)), ((2, 5), (0.7, 0.3)), ((5, 3, 2), (0.4, 0.8, 0.6))],
 )
-def test_a_sync_in_the_midst_of_an_inner_cycle(optimizer, sync_moments, periods, alphas):
-    """What a nested lookahead remembers of its cycle is no moment of the outer one's."""
+def test_a_sync_in_the_middle_of_an_inner_cycle(optimizer, sync_moments, periods, alphas):
+    """The stored cycle start of a nested lookahead is not a moment for the outer one."""
     tx = OPTIMIZERS[optimizer][0](0.1)
     for k, alpha in zip(periods, alphas, strict=True):
         tx = slrla_jax.lookahead(tx, k, alpha, sync_moments=sync_moments)
     expect(
         train_static(tx),
-        references.lookaheads_of_their_own_periods,
+        references.nested_lookaheads_with_independent_periods,
         eta=always(0.1),
         periods=periods,
         alphas=alphas,
@@ -668,7 +668,7 @@ def test_a_sync_in_the_midst_of_an_inner_cycle(optimizer, sync_moments, periods,
 
 
 class InAList(NamedTuple):
-    """A state that holds others in a list."""
+    """A state that holds other states in a list."""
 
     states: list
 
@@ -713,13 +713,13 @@ def test_moments_inside_other_transformations(name, sync_moments):
     )
 
 
-# The regulariser beside a lookahead of the same period
+# The regulariser together with a lookahead of the same period
 
 
 @pytest.mark.parametrize("beta", [(0.7, 0.2, 1.0), (0.0, 0.9), (0.5,)])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_list_of_betas_beside_a_lookahead_of_the_same_period(optimizer, beta):
-    """Stages of one cycle each: their anchors are the slow weights, up to the last one's."""
+    """Stages of one cycle each, whose anchors are the slow weights, except for the last."""
     make, reference = OPTIMIZERS[optimizer]
     tx = optax.chain(slrla_jax.stagewise_prox(beta, 4), slrla_jax.lookahead(make(0.1), 4, 0.6))
     expect(

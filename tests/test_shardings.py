@@ -1,4 +1,4 @@
-"""Explicit mesh axes, where params and gradients are not laid out alike."""
+"""Explicit mesh axes, with params and gradients in different shardings."""
 
 import jax
 import jax.numpy as jnp

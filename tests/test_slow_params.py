@@ -1,4 +1,4 @@
-"""Reading the slow weights out of any optimizer's state, at any point of the cycle."""
+"""Reading the slow weights from any optimizer state, at any point of the cycle."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ INF = jnp.inf
 
 @functools.cache
 def alone():
-    """A run of `lookahead(INNER, 3, 0.5)` from `PARAMS`, its slow weights kept by hand."""
+    """A run of `lookahead(INNER, 3, 0.5)` from `PARAMS`, with its slow weights tracked by hand."""
     path, slow = [], []
     params = theta = PARAMS
     for i in range(STEPS):
@@ -67,7 +67,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_wherever_it_is(place):
+def test_in_every_wrapper(place):
     seen = run(PLACES[place](lookahead(INNER, 3, 0.5)))
     assert_close((seen.params, seen.slow), alone())
 
@@ -89,7 +89,7 @@ def test_before_the_first_step_they_are_the_params():
     params = {"w": jnp.array([1.0, 2.0])}
     state = lookahead(INNER).init(params)
     np.testing.assert_array_equal(slow_params(state, params)["w"], [1, 2])
-    # Also where something has changed the params since.
+    # Also if the params have been changed since.
     changed = {"w": jnp.array([3.0, 4.0])}
     np.testing.assert_array_equal(slow_params(state, changed)["w"], [3, 4])
 
@@ -107,7 +107,7 @@ def test_changed_params_after_a_sync_and_within_a_cycle():
     assert slow_params(state, jnp.array(9.0)) == 5
 
 
-def test_groups_with_settings_of_their_own():
+def test_groups_with_different_settings():
     params = {"w": PARAMS["w"], "b": PARAMS["b"], "c": np.ones(3, np.float32)}
     groups = {
         "w": lookahead(optax.sgd(0.1), 2, 0.5),
@@ -123,7 +123,7 @@ def test_groups_with_settings_of_their_own():
     np.testing.assert_array_equal(seen.slow["c"], seen.params["c"])
 
 
-def test_ungoverned_leaves_are_those_of_the_params():
+def test_leaves_outside_every_lookahead_are_those_of_the_params():
     params = {"a": jnp.ones(2), "b": [jnp.ones(3), None], "c": jnp.arange(2), "d": np.ones(2)}
     labels = {"a": "slow", "b": "fast", "c": "frozen", "d": "fast"}
     tx = optax.partition(
@@ -151,7 +151,7 @@ def test_ungoverned_leaves_are_those_of_the_params():
     np.testing.assert_array_equal(slow["b"][0], params["b"][0])
 
 
-# Params that another transformation has laid out anew.
+# Params that another transformation has rearranged.
 
 
 @pytest.mark.parametrize("place", ["alone", "chain", "MultiSteps"])
@@ -241,13 +241,13 @@ BY_HAND = lookahead(lookahead(optax.sgd(1.0), 2, 0.5), 4, 0.5)
     ],
     ids=["by hand", "multilayer", "in a chain", "chain between", "MultiSteps between"],
 )
-def test_of_nested_lookaheads_the_outermost(tx):
+def test_the_outermost_of_nested_lookaheads_counts(tx):
     params, slow = down_a_slope(tx, 8)
     np.testing.assert_array_equal(params, [-1, -1, -2, -1, -2, -2, -3, -2])
     np.testing.assert_array_equal(slow, [0, 0, 0, -1, -1, -1, -1, -2])
 
 
-def test_of_nested_lookaheads_the_outermost_where_it_governs():
+def test_the_outermost_of_nested_lookaheads_counts_where_it_applies():
     inner = lookahead(optax.sgd(1.0), 2, 0.5)
     outer = lookahead(optax.masked(inner, {"a": True, "b": False}), 4, 0.5)
     state = outer.init({"a": jnp.zeros(1), "b": jnp.zeros(1)})
@@ -278,7 +278,7 @@ def test_from_linens_train_state():
 
 
 class Net(nnx.Module):
-    """Two layers of params, and a statistic that is none."""
+    """Two layers of params, and a statistic that is not a param."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.layers = nnx.List([nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)])
@@ -324,7 +324,7 @@ def test_from_an_nnx_optimizer(chained):
         np.testing.assert_allclose(nnx.merge(graphdef, slow, rest)(inputs), outputs, 1e-5, 1e-6)
 
 
-# The tree it gives back.
+# The returned tree.
 
 
 class Pair(NamedTuple):
@@ -368,7 +368,7 @@ def test_in_the_containers_of_the_params(params):
 
 
 def test_the_params_may_have_other_containers_than_at_init():
-    # As where a checkpoint, or Flax, gives a tree back in its own containers.
+    # As when a checkpoint library or Flax returns a tree in its own containers.
     params = {"a": jnp.ones(2), "b": [jnp.zeros(1), jnp.ones(3)]}
     state = lookahead(INNER).init(params)
     _, state = lookahead(INNER).update(jax.tree.map(jnp.ones_like, params), state, params)
@@ -386,7 +386,7 @@ def test_numpy_and_python_params():
     assert slow["b"] == 2
 
 
-def test_in_the_slow_dtype_where_it_is_set():
+def test_leaves_are_in_the_slow_dtype_if_it_is_set():
     def bfloat16(x):
         return jnp.array(x, jnp.bfloat16)
 
@@ -409,7 +409,7 @@ def test_in_the_slow_dtype_where_it_is_set():
         params = optax.apply_updates(params, updates)
         exact.append(slow_params(state, params)["a"].item())
         assert params["a"].dtype == jnp.bfloat16
-    # Eight bits hold every multiple of 2⁻⁸ below 1; a step is two of them, and a cycle
+    # Eight bits represent every multiple of 2⁻⁸ below 1; a step is two of them, and a cycle
     # ends half way along two steps.
     assert exact == [1, 1 - 2 * 2**-8, 1 - 2 * 2**-8, 1 - 4 * 2**-8, 1 - 4 * 2**-8]
 
@@ -429,7 +429,7 @@ def test_bits_that_the_params_lose_stay_in_the_slow_weights():
     assert theta != p
 
 
-# What it refuses.
+# Errors.
 
 
 def test_a_state_that_was_restored_without_its_target():
@@ -440,7 +440,7 @@ def test_a_state_that_was_restored_without_its_target():
         slow_params(plain, params)
 
 
-def test_a_state_of_something_else_is_named():
+def test_a_state_without_a_lookahead_is_named():
     with pytest.raises(ValueError, match=r"holds no lookahead.*got a ScaleByAdamState"):
         slow_params(optax.scale_by_adam().init(jnp.ones(2)), jnp.ones(2))
 
@@ -460,7 +460,7 @@ def test_two_lookaheads_side_by_side():
     ):
         slow_params(both.init(params), params)
 
-    # Where they govern different leaves there is nothing to choose.
+    # If they cover different leaves, there is no ambiguity.
     params = {"w": jnp.ones(2), "b": jnp.zeros(3)}
     apart = optax.chain(
         optax.masked(lookahead(INNER), {"w": True, "b": False}),
@@ -502,7 +502,7 @@ def test_params_of_another_tree(given, fragments):
 def test_under_jit():
     params = {name: jnp.array(p) for name, p in PARAMS.items()}
     tx = optax.chain(optax.identity(), lookahead(INNER, 3, 0.5))
-    # A function of its own, for those compiled from one function share their cache.
+    # A separate function, because compilations of the same function share a cache.
     update, read = quick_jit(tx.update), quick_jit(lambda *arguments: slow_params(*arguments))
     state = tx.init(params)
     for i in range(4):
@@ -554,11 +554,11 @@ def test_vmapped_over_seeds_at_different_points_of_the_cycle():
     starts = jnp.array([0.0, 10.0, 20.0, 30.0])
     params, state = quick_jit(jax.vmap(train))(jnp.array(periods), starts)
     slow = slow_params(state, params)
-    # Five, two, one and one cycles of k steps, half of which stay.
+    # Five, two, one and one cycles of k steps, half of which remain.
     moved = np.array([2.5, 2, 1.5, 2])
     np.testing.assert_array_equal(slow["scalar"], starts - moved)
     np.testing.assert_array_equal(slow["w"], jnp.tile((starts - moved)[:, None, None], (1, 4, 2)))
-    # The fast weights go on where a cycle is not over.
+    # The fast weights continue while a cycle is not over.
     np.testing.assert_array_equal(params["scalar"], starts - moved - np.array([0, 1, 2, 1]))
     one_by_one = jax.vmap(slow_params)(state, params)
     assert_close(slow, one_by_one)

@@ -1,4 +1,4 @@
-"""What a sync does to the state of the inner optimizer, and what a state tells of its moments."""
+"""What a sync does to the inner optimizer's state, and how a state declares its moments."""
 
 import collections
 import dataclasses
@@ -29,7 +29,7 @@ def gradient(params, step):
     return jax.tree.map(lambda p: p - 2 * jnp.cos(step + jnp.arange(6.0).reshape(2, 3)), params)
 
 
-# A reset is a new start
+# A reset is a restart
 
 DIRECTIONS = {
     "momentum": optax.trace(0.9),
@@ -58,8 +58,8 @@ DIRECTIONS = {
 
 
 @pytest.mark.parametrize("name", DIRECTIONS)
-def test_a_reset_starts_the_moments_anew(name):
-    """With α = 1, what comes after a sync is what a new optimizer does from there."""
+def test_a_reset_restarts_the_moments(name):
+    """With α = 1, the steps after a sync are those of a new optimizer started there."""
     inner = optax.chain(DIRECTIONS[name], optax.scale(-0.1))
     tx = lookahead(inner, 3, 1.0, sync_moments="reset")
     params = expected = jax.tree.map(jnp.asarray, PARAMS)
@@ -75,7 +75,7 @@ def test_a_reset_starts_the_moments_anew(name):
 
 
 class Centre(NamedTuple):
-    """A moment that begins as the params, and one that does not."""
+    """A moment that starts at the params, and one that does not."""
 
     centre: Any
     sum: Any
@@ -109,7 +109,7 @@ def test_a_reset_makes_the_moments_of_the_params_after_the_sync():
 
 @pytest.mark.parametrize("sync_moments", ["keep", "reset", "pullback"])
 def test_a_model_may_hold_functions(sync_moments):
-    """Its state is made for the arrays alone, and `update` gets the whole of it."""
+    """The state is made for the arrays alone, and `update` receives the whole model."""
     tx = lookahead(optax.adam(0.1), 2, 0.5, sync_moments=sync_moments)
     arrays = {"w": jnp.array([1.0, -2.0]), "activation": None}
     expected = {"w": arrays["w"]}
@@ -144,7 +144,7 @@ def test_a_part_of_the_params_without_gradients_stays(slow_dtype):
 
 
 def test_a_pullback_of_half_precision_is_computed_in_float32():
-    """Half the way back from 60,000 to −60,000: the difference is beyond float16."""
+    """Half of the way back from 60,000 to −60,000: the difference overflows float16."""
     inner = optax.chain(optax.trace(0.0), optax.scale(0.0))
     tx = lookahead(inner, 1, lambda step: jnp.where(step == 0, 1.0, 0.5), sync_moments="pullback")
     params = jnp.zeros(2, jnp.float16)
@@ -157,7 +157,7 @@ def test_a_pullback_of_half_precision_is_computed_in_float32():
 
 
 def test_a_pullback_of_half_precision_is_rounded_once():
-    """0.998 of the way from 1 to −2⁻⁹ is 1 − 1, to bfloat16; it has the way itself as −1."""
+    """0.998 of the way from 1 to −2⁻⁹; bfloat16 would round the difference itself to −1."""
     inner = optax.chain(optax.trace(0.0), optax.scale(0.0))
     alpha = 0.998
     tx = lookahead(inner, 1, lambda step: jnp.where(step == 0, 1.0, alpha), sync_moments="pullback")
@@ -183,7 +183,7 @@ declare_moments("moment")(Dataclass)
 
 
 class TraceState(NamedTuple):
-    """Not optax's state of this name."""
+    """A state with the name of one of optax's states."""
 
     trace: Any
 
@@ -193,7 +193,7 @@ class Undeclared:
 
 
 def counting(make_state):
-    """Counts its steps in every field of its state, and leaves the params."""
+    """Counts its steps in every field of its state, and does not move the params."""
 
     def update(updates, state, params=None):
         return jax.tree.map(jnp.zeros_like, updates), jax.tree.map(lambda x: x + 1, state)
@@ -224,7 +224,7 @@ def test_bare_arrays_are_not_declared(sync_moments):
     tx = lookahead(counting(lambda: jnp.zeros(())), sync_moments=sync_moments)
     with pytest.raises(ValueError, match=rf"{sync_moments}.*a bare \w+ is not declared"):
         tx.init(jnp.ones(2))
-    # Nobody asks for them here.
+    # "keep" does not need the moments.
     lookahead(counting(lambda: jnp.zeros(())), sync_moments="keep").init(jnp.ones(2))
 
 
@@ -241,7 +241,7 @@ def test_only_fields_can_be_declared():
 
 
 def test_a_plain_dict_is_read_in_the_order_that_a_compiled_function_gives_it_too():
-    """Its keys come back from there in another order than they were filled in."""
+    """A compiled function returns the keys in another order than they were inserted."""
     inner = optax.partition(
         {"z": optax.sgd(0.1, 0.5), "a": optax.sgd(0.1, 0.9)}, {"w": "z", "b": "a"}
     )
@@ -259,7 +259,7 @@ def test_a_plain_dict_is_read_in_the_order_that_a_compiled_function_gives_it_too
 
 
 def test_an_ordered_dict_is_read_in_its_own_order():
-    """Whatever its keys are, for JAX does not sort them."""
+    """JAX does not sort its keys, so they may be of any types."""
     trace = optax.trace(0.5)
 
     def init(params):
@@ -275,7 +275,7 @@ def test_an_ordered_dict_is_read_in_its_own_order():
     assert state.inner_state["b"].trace == state.inner_state[1].trace == 0
 
 
-# States of others
+# States of other transformations
 
 
 @pytest.mark.parametrize(("made_for", "used_by"), [("keep", "pullback"), ("pullback", "reset")])
@@ -297,7 +297,7 @@ def test_a_state_of_other_params_is_named(tx):
     ):
         with pytest.raises(ValueError, match=f"`opt_state` was made for other params.*{have}"):
             tx.update(params, state, params)
-    # A param without an update may be one that the state does not know.
+    # A param without an update may be unknown to the state.
     tx.update({"w": jnp.ones(2), "b": None}, state, {"w": jnp.ones(2), "b": jnp.ones(4)})
 
 
@@ -312,7 +312,7 @@ def test_what_a_sync_stores_is_the_start_of_the_cycle_that_ended():
     assert seen == [3, 3, 2, 2, 1]
 
 
-# Line searches, which remember the loss where they ended
+# Line searches, which store the loss at the params they return
 
 SEARCHES = {
     "backtracking": lambda: optax.scale_by_backtracking_linesearch(5, store_grad=True),
@@ -327,7 +327,7 @@ def loss(params):
 
 
 def remembered(tx, steps=4):
-    """Whether the loss is remembered after each step; if so, it is that at the params."""
+    """Whether the loss is stored after each step; if so, it must be the loss at the params."""
 
     @jax.jit
     def step(params, state):
@@ -352,7 +352,7 @@ def searching(search, learning_rate=0.1):
 
 
 @every_search
-def test_the_loss_before_a_step_back_is_not_remembered(search):
+def test_the_loss_before_a_step_back_is_discarded(search):
     inner = searching(search)
     assert remembered(lookahead(inner, 2, 0.5)) == [True, False, True, False]
     assert remembered(lookahead(inner, 2, 1.0)) == [True] * 4
@@ -361,7 +361,7 @@ def test_the_loss_before_a_step_back_is_not_remembered(search):
 
 @pytest.mark.parametrize(("alpha", "kept"), [(1.0, True), (0.5, False), ("adaptive", False)])
 @every_search
-def test_the_loss_before_the_step_back_of_lookbehind_is_not_remembered(search, alpha, kept):
+def test_the_loss_before_the_step_back_of_lookbehind_is_discarded(search, alpha, kept):
     params = jnp.array([1.0, -1.0])
     tx = lookbehind(searching(search), 1, 0.0, alpha)
 
@@ -378,7 +378,7 @@ def test_the_loss_before_the_step_back_of_lookbehind_is_not_remembered(search, a
 
 
 @every_search
-def test_the_loss_with_the_regulariser_is_not_remembered_as_that_without(search):
+def test_the_loss_with_the_regulariser_is_not_stored_as_the_loss_without(search):
     def tx(betas):
         stages = [Stage(2, 0.1, beta, sync_period=1, slow_step_size=1.0) for beta in betas]
         return slrla(lambda lr: optax.chain(optax.sgd(lr), SEARCHES[search]()), stages)
@@ -387,8 +387,8 @@ def test_the_loss_with_the_regulariser_is_not_remembered_as_that_without(search)
     assert remembered(tx([0.3, 0.0])) == [False, False, True, True]
 
 
-def test_slrla_tells_of_the_regularised_loss():
-    """`value`, `grad`, `value_fn` and `grad_fn` are those of F + (β/2) ‖· − a‖²."""
+def test_slrla_passes_on_the_regularised_loss():
+    """`value`, `grad`, `value_fn` and `grad_fn` all refer to F + (β/2) ‖· − a‖²."""
     heard = []
 
     def listening(learning_rate):
@@ -428,8 +428,8 @@ def test_slrla_tells_of_the_regularised_loss():
         np.testing.assert_allclose(extra["grad_fn"](jnp.asarray(there), 2.0), grad, rtol=1e-5)
 
 
-def test_a_plain_loss_stays_what_it_is_where_beta_is_zero():
-    """Also where the penalty would not be finite."""
+def test_the_loss_is_passed_on_unchanged_if_beta_is_zero():
+    """Even if the penalty would not be finite."""
     heard = []
 
     def listening(learning_rate):

@@ -1,6 +1,6 @@
-"""The table of transforms that `test_contracts_*.py` hold to their contracts.
+"""The table of transforms that are tested by the contracts in `test_contracts_*.py`.
 
-A transform joins every contract by one row of `TABLE`. Its settings should make a few
+One row of `TABLE` subjects a transform to every contract. Choose its settings so that a few
 steps (`STEPS`) cover several syncs and a change of stage.
 """
 
@@ -60,20 +60,20 @@ def last_stages_step_size(slow_step_size: Any = 0.4) -> list[Stage]:
 
 
 def target(step: Any, leaf: Any) -> jax.Array:
-    """Where the step's gradient leads a leaf of the params, every step elsewhere."""
+    """The minimum of a step's loss for a leaf of the params, different at every step."""
     real = 2 * jnp.cos(step + jnp.arange(np.size(leaf)).reshape(np.shape(leaf)))
     is_complex = jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating)
     return (1 + 1j) * real if is_complex else real
 
 
 def quadratic(params: Any, step: Any) -> jax.Array:
-    """The loss of a step, the sum of one for each leaf."""
+    """The loss of a step, summed over the leaves."""
     leaves = jax.tree.leaves(params)
     return sum((jnp.sum(jnp.abs(p - target(step, p)) ** 2) for p in leaves), jnp.zeros(())) / 2
 
 
 def gradients(params: Any, step: Any) -> Any:
-    """The gradient of `quadratic`; for a complex leaf, of its two parts."""
+    """The gradient of `quadratic`; for a complex leaf, in both of its parts."""
     return jax.tree.map(lambda p: (p - target(step, p)).astype(jnp.result_type(p)), params)
 
 
@@ -93,19 +93,19 @@ class Row(NamedTuple):
     """One transform of the table.
 
     Attributes:
-      name: of the row, unique.
-      build: the transform, given what to put around its inner optimizer.
-      inject: a transform built by `f(...)`, f being given as what to do to the factory:
-        `optax.inject_hyperparams` or nothing. Keyword arguments go to the factory.
-      hyperparameter: one that `inject` takes.
-      value: another one than its default.
+      name: the unique name of the row.
+      build: makes the transform, given a function that wraps its inner optimizer.
+      inject: makes the transform, given a function that wraps its factory, which is
+        `optax.inject_hyperparams` or the identity. Keyword arguments go to the factory.
+      hyperparameter: a hyperparameter that `inject` accepts.
+      value: a value of it other than its default.
       takes_schedule: whether that hyperparameter may be a schedule.
-      has_inner: whether there is an inner optimizer to choose, that makes one step with
-        each gradient.
+      has_inner: whether there is an inner optimizer to choose, which takes one step per
+        gradient.
       has_slow: whether there are slow weights.
-      extra: the extra arguments of `update`, for the params and the step.
-      stages: those whose regulariser is in the loss that the inner optimizer hears of.
-      splits: whether a complex param moves as its two parts would.
+      extra: the extra arguments of `update`, given the params and the step.
+      stages: the stages whose regulariser is part of the loss passed to the inner optimizer.
+      splits: whether a complex param moves as its two parts would move separately.
     """
 
     name: str
@@ -265,7 +265,7 @@ TABLE = [
     Row(
         "adabound",
         lambda around: adabound(0.2, gamma=0.1),
-        # A schedule would move the bounds with it.
+        # A schedule would also change the bounds.
         lambda inject, learning_rate=0.2: inject(adabound)(learning_rate, gamma=0.1),
         hyperparameter="learning_rate",
         value=0.1,
@@ -279,9 +279,9 @@ TABLE = [
 
 @functools.cache
 def quick_compilation() -> dict[str, Any]:
-    """What makes `jax.jit` quick to compile a program that is then slow to run.
+    """Options that make `jax.jit` compile faster but the program run more slowly.
 
-    Only what the installed version knows of it.
+    Includes only the options that the installed version knows.
     """
     options = {
         "xla_backend_optimization_level": 0,
@@ -302,12 +302,12 @@ def quick_compilation() -> dict[str, Any]:
 
 
 def quick_jit(f: Callable[..., Any], **options: Any) -> Any:
-    """`jax.jit` for the hundreds of programs here that run for a few steps of eight numbers."""
+    """`jax.jit` for the hundreds of tests that run a few steps on eight numbers."""
     return jax.jit(f, **quick_compilation(), **options)
 
 
 class Run(NamedTuple):
-    """A training run: params and slow weights after every step, stacked, and the end."""
+    """A training run: stacked params and slow weights after every step, and the last state."""
 
     params: Any
     slow: Any
@@ -324,7 +324,7 @@ def run(
     extra: Callable[[Any, Any], dict[str, Any]] = no_extra,
     observe: Callable[[Any, Any], Any] = slow_params,
 ) -> Run:
-    """Trains by `jax.lax.scan`, from `tx.init` if no state is given."""
+    """Trains with `jax.lax.scan`, from `tx.init` if no state is given."""
     tx = optax.with_extra_args_support(tx)
 
     def step(carry, i):
@@ -347,12 +347,12 @@ def device_params() -> Any:
 
 
 def evaluated(row: Row) -> Callable[[Any, Any], Any]:
-    """How to read a row's slow weights; the params, where it has none."""
+    """The function that reads a row's slow weights, or the params if it has none."""
     return slow_params if row.has_slow else lambda state, params: params
 
 
 def run_row(row: Row, tx: optax.GradientTransformation, *args: Any, **kwargs: Any) -> Run:
-    """`run` with the extra arguments and the slow weights of a row."""
+    """Like `run`, with the extra arguments and the slow weights of a row."""
     return run(tx, *args, **({"observe": evaluated(row), "extra": row.extra} | kwargs))
 
 
@@ -363,12 +363,12 @@ def _plain(name: str, leaves: tuple[str, ...]) -> Run:
 
 
 def plain(row: Row, leaves: Sequence[str] = ("w", "b")) -> Run:
-    """The run of a row's transform alone, from some leaves of `PARAMS`."""
+    """The run of a row's transform without wrappers, on some leaves of `PARAMS`."""
     return _plain(row.name, tuple(leaves))
 
 
 def assert_close(actual: Any, desired: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
-    """Equal structures, shapes and dtypes, and values to rounding."""
+    """Asserts equal structures, shapes and dtypes, and values equal up to rounding."""
     assert jax.tree.structure(actual) == jax.tree.structure(desired)
     for (path, a), d in zip(
         jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(desired), strict=True
@@ -388,7 +388,7 @@ def assert_same_run(actual: Run, desired: Run, **tolerance: float) -> None:
 
 
 def differ(a: Any, b: Any) -> bool:
-    """Whether two trees are further apart than rounding."""
+    """Whether two trees differ by more than rounding."""
     return any(
         np.max(np.abs(np.asarray(x) - np.asarray(y))) > 1e-3
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
@@ -396,7 +396,7 @@ def differ(a: Any, b: Any) -> bool:
 
 
 def at_steps(run: Run, steps: Any) -> Run:
-    """A run's params and slow weights after some of its steps, counted from 0."""
+    """The params and slow weights of a run after selected 0-based steps."""
     steps = np.asarray(steps)
     return Run(
         jax.tree.map(lambda x: x[steps], run.params),

@@ -1,4 +1,4 @@
-"""`enable_x64`, wherever the installed version of jax has it."""
+"""`enable_x64`, imported from the place where the installed version of jax has it."""
 
 try:
     from jax import enable_x64

@@ -15,21 +15,22 @@
 # %% [markdown]
 # # First steps with `slrla_jax`
 #
-# `slrla_jax` holds the optimizers of the Lookahead family as
-# [optax](https://optax.readthedocs.io) transformations. In about a minute on a CPU this notebook
+# `slrla_jax` provides the optimizers of the Lookahead family as
+# [optax](https://optax.readthedocs.io) transformations. In about a minute on a CPU, this notebook
 #
-# 1. draws what Lookahead and SLRLA do, on a landscape of two parameters,
-# 2. trains a small Flax network, with one line changed from plain optax,
-# 3. splits the training over all devices of the machine, be it one or eight,
+# 1. draws what Lookahead and SLRLA do on a loss surface with two parameters,
+# 2. trains a small Flax network with one line changed from plain optax,
+# 3. distributes the training over all devices of the machine, whether one or eight,
 #
-# and ends with a list of what to choose when. The next cell installs the package where it is
-# missing.
+# and ends with advice on which optimizer to choose. If the package is not installed yet, the next
+# cell installs it from the clone of the repository that contains this notebook. (On Colab, clone
+# the repository first and change to its folder `examples/notebooks`.)
 
 # %%
 import importlib.util
 
 if importlib.util.find_spec("slrla_jax") is None:
-    # %pip install -q "slrla-jax[examples]"
+    # %pip install -q "../..[examples]"
     importlib.invalidate_caches()
 
 # %%
@@ -50,10 +51,10 @@ from slrla_jax import Stage, lookahead, slow_params, slrla, slrla_sgd
 # %% [markdown]
 # ## 1. k steps forward, one step back
 #
-# Lookahead wraps an inner optimizer $A$, SGD say, and keeps two sets of weights. From the *slow
-# weights* $\theta_{t-1}$ the inner optimizer makes $k$ steps on the *fast weights* $v$. Then comes
-# a *sync*: the slow weights go a fraction $\alpha$ of the way, and the fast weights start again
-# from there.
+# Lookahead wraps an inner optimizer $A$, such as SGD, and keeps two sets of weights. Starting from
+# the *slow weights* $\theta_{t-1}$, the inner optimizer takes $k$ steps on the *fast weights* $v$.
+# Then comes a *sync*: the slow weights move a fraction $\alpha$ of the way towards the fast
+# weights, and the fast weights restart from there.
 #
 # $$
 # v_0 = \theta_{t-1}, \qquad
@@ -61,14 +62,14 @@ from slrla_jax import Stage, lookahead, slow_params, slrla, slrla_sgd
 # \theta_t = \theta_{t-1} + \alpha\,(v_k - \theta_{t-1})
 # $$
 #
-# Why step back at all? With a long learning rate the fast weights jump from one wall of a valley to
-# the other, and noisy gradients throw them about. A point between $\theta_{t-1}$ and $v_k$ evens
-# out much of that. The progress along the valley, on which the $k$ steps agree, is shortened too,
-# but it is not lost. The price is one more copy of the weights; gradients are as many as before.
+# Why step back at all? With a large learning rate the fast weights jump from one wall of a valley
+# to the other, and noisy gradients scatter them. A point between $\theta_{t-1}$ and $v_k$ averages
+# out much of this motion. Progress along the valley, where the $k$ steps agree, is also shortened
+# but not lost. The cost is one more copy of the weights; the number of gradients stays the same.
 #
 # SLRLA, *stagewise locally-regularised Lookahead*, divides training into stages. Stage $q$ runs
-# Lookahead on the loss plus a spring to the *anchor*, the slow weights $\theta_{q-1}$ with which
-# the stage began:
+# Lookahead on the loss plus a quadratic pull towards the *anchor*, which is the slow weights
+# $\theta_{q-1}$ at the start of the stage:
 #
 # $$
 # F_q(\theta) = F(\theta) + \frac{\beta_q}{2}\,\lVert \theta - \theta_{q-1} \rVert^2,
@@ -77,8 +78,8 @@ from slrla_jax import Stage, lookahead, slow_params, slrla, slrla_sgd
 #
 # Each stage may have its own learning rate, length, $\beta$, $k$ and $\alpha$.
 #
-# To watch this, here is a winding valley, steep across and shallow along, with its lowest point at
-# the origin. Its gradients come with seeded noise.
+# To see this, consider a winding valley, steep across and shallow along its floor, with its minimum
+# at the origin. Its gradients carry seeded noise.
 #
 # $$
 # F(x, y) = \sqrt{1 + \left(x - 1.3 \sin\tfrac{y}{2.5}\right)^2} - 1 + 0.025\, y^2
@@ -95,12 +96,12 @@ def valley(point):
 
 
 def gradient_noise(seed, *shape):
-    """Normal noise for the gradients of many steps."""
+    """Gaussian noise for the gradients of many steps."""
     return np.random.default_rng(seed).normal(0, 0.3, (*shape, 2)).astype(np.float32)
 
 
 def descend(tx, noise):
-    """The fast weights after every step, and slow weights and anchor where `tx` has them."""
+    """The fast weights after every step, and the slow weights and anchor if `tx` has them."""
 
     def step(carry, noise):
         params, state = carry
@@ -120,16 +121,16 @@ def descend(tx, noise):
 
 
 # %% [markdown]
-# The loop above is the one you would write for any optax optimizer: the params are the fast
-# weights, and the slow weights live in the optimizer's state, from where `slow_params` reads them.
+# The loop above is the same as for any optax optimizer: the params are the fast weights, and the
+# slow weights are in the optimizer state, from which `slow_params` reads them.
 #
 # Three optimizers start from the same point, with the same noise and the same learning rate, 1.5.
-# That is long for this valley: above 1.56, gradient descent cannot settle at the lowest point, even
+# That is large for this valley: above 1.56, gradient descent cannot settle at the minimum, even
 # without noise.
 
 # %%
 LEARNING_RATE, K, ALPHA, BETA = 1.5, 5, 0.5, 0.06
-CYCLES = 6  # of Lookahead, in a stage of SLRLA
+CYCLES = 6  # Lookahead cycles per stage of SLRLA
 
 stage = Stage(CYCLES, LEARNING_RATE, beta=BETA, sync_period=K, slow_step_size=ALPHA)
 optimizers = {
@@ -140,12 +141,12 @@ optimizers = {
 paths = {name: descend(tx, gradient_noise(44, 120)) for name, tx in optimizers.items()}
 
 # %%
-FAST, SLOW, ANCHOR = "#E69F00", "#0072B2", "#882255"  # distinct to colour-blind eyes too
+FAST, SLOW, ANCHOR = "#E69F00", "#0072B2", "#882255"  # distinguishable with colour blindness
 plt.rcParams.update({"figure.dpi": 100, "figure.constrained_layout.use": True})
 
 
 def draw_valley(ax, xlim, ylim):
-    """Contour lines of the loss, the valley's floor dotted, and a cross at the lowest point."""
+    """Draws contour lines of the loss, the valley floor (dotted), and a cross at the minimum."""
     x, y = np.meshgrid(np.linspace(*xlim, 120), np.linspace(*ylim, 160))
     levels = np.linspace(0, 2.1, 15) ** 2
     ax.contourf(x, y, valley((x, y)), levels, cmap="Greys", norm=PowerNorm(0.5, 0, 7), alpha=0.4)
@@ -158,8 +159,8 @@ def draw_valley(ax, xlim, ylim):
 def cycles_of(path):
     """The slow weights θ_0, θ_1, …, and the fast weights v_0, …, v_k of each cycle.
 
-    After a sync the params are the new slow weights, so v_k, where the step back sets out, is
-    found from them.
+    After a sync the params are the new slow weights, so v_k, where the step back starts, is
+    computed from them.
     """
     theta = np.concatenate([START[None], path["slow"][K - 1 :: K]])
     v_k = theta[:-1] + (theta[1:] - theta[:-1]) / ALPHA
@@ -168,18 +169,18 @@ def cycles_of(path):
 
 
 def draw_arrow(ax, start, end, **style):
-    """An arrow from one point to another."""
+    """Draws an arrow from one point to another."""
     ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "shrinkA": 0, **style})
 
 
 def draw_name(ax, name, point, shift, color):
-    """A name beside a point, with a white halo."""
+    """Writes a label next to a point, with a white outline."""
     text = ax.annotate(name, point, shift, textcoords="offset points", color=color, size=13)
     text.set_path_effects([withStroke(linewidth=3, foreground="white", alpha=0.8)])
 
 
 def draw_cycle(ax, path, t):
-    """From θ_{t−1} to θ_t: k steps forward, one step back."""
+    """Draws cycle t, from θ_{t−1} to θ_t: k steps forward, one step back."""
     theta, cycles = cycles_of(path)
     v = cycles[t - 1]
     ax.plot(*v.T, "o-", color=FAST, ms=6, lw=1.5, label="fast weights $v$")
@@ -193,12 +194,12 @@ def draw_cycle(ax, path, t):
 
 
 # %% [markdown]
-# First the second cycle of both, as under a magnifying glass. Lookahead's fast weights jump to and
-# fro across the floor of the valley (dotted); the step back lands close to it. SLRLA meets the same
-# noise, but is tied to its anchor $\theta_0$, the starting point of this first stage. At each point
-# where a gradient is taken, an arrow shows the anchor's part of the step,
-# $-\eta\beta\,(v - \theta_0)$ with the learning rate $\eta$: the farther away, the stronger. So
-# SLRLA goes less far.
+# First, a close-up of the second cycle of Lookahead and of SLRLA. Lookahead's fast weights jump
+# back and forth across the floor of the valley (dotted); the step back lands close to it. SLRLA
+# sees the same noise, but is pulled towards its anchor $\theta_0$, the starting point of this first
+# stage. At each point where a gradient is evaluated, an arrow shows the contribution of the anchor
+# to the step, $-\eta\beta\,(v - \theta_0)$ with learning rate $\eta$, which grows with the
+# distance. SLRLA therefore moves less far.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(9, 6.8), sharey=True)
@@ -210,7 +211,7 @@ axes[0].set_ylabel("$y$")
 
 anchor = paths["SLRLA"]["anchor"][K]
 axes[1].plot(*anchor, "*", color=ANCHOR, ms=18, mec="white", label=r"anchor $\theta_0$")
-axes[1].plot([], [], color=ANCHOR, lw=2.5, label="pull to the anchor")
+axes[1].plot([], [], color=ANCHOR, lw=2.5, label="pull towards the anchor")
 for v in cycles_of(paths["SLRLA"])[1][1, :K]:
     draw_arrow(axes[1], v, v - LEARNING_RATE * BETA * (v - anchor), color=ANCHOR, linewidth=2.5)
 
@@ -219,15 +220,15 @@ for ax in axes:
 plt.show()
 
 # %% [markdown]
-# Now the first 120 steps. SGD is the first to come down, and then roams the bottom of the valley.
-# Lookahead's fast weights are as restless, but its slow weights take a calmer way down and keep
-# closer to the lowest point. SLRLA is held by its anchors and comes down in stages; each anchor
-# pulls until the next takes its place.
+# Now the first 120 steps. SGD descends first and then wanders around the bottom of the valley.
+# Lookahead's fast weights are just as noisy, but its slow weights descend more smoothly and stay
+# closer to the minimum. SLRLA is held back by its anchors and descends in stages; each anchor pulls
+# until the next one replaces it.
 
 
 # %%
 def draw_path(ax, path):
-    """A whole path: fast weights, slow weights at every sync, the anchor of every stage."""
+    """Draws a whole path: fast weights, slow weights at every sync, and anchors of all stages."""
     fast = {"color": FAST, "ms": 2.2, "lw": 0.7, "alpha": 0.85, "label": "fast weights $v$"}
     slow = {"color": SLOW, "ms": 5, "lw": 1.8, "mec": "white", "label": r"slow weights $\theta$"}
     if path["slow"] is None:
@@ -251,7 +252,7 @@ axes[0].set_ylabel("$y$")
 plt.show()
 
 # %% [markdown]
-# One path proves little, so here is the loss averaged over 200 seeds of the noise.
+# A single path proves little, so here is the loss averaged over 200 noise seeds.
 
 # %%
 noise = gradient_noise(0, 200, 300)
@@ -270,25 +271,25 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# SGD descends fastest and stays at a mean loss of about 0.17, for noise keeps throwing it up the
-# walls. So it does with Lookahead's fast weights, but every sync brings them down to the slow
-# weights, which settle below half of that. Hence the rule: **evaluate, and deploy, the slow
-# weights.**
+# SGD descends fastest and then stays at a mean loss of about 0.17, because the noise keeps pushing
+# it up the walls. The noise does the same to Lookahead's fast weights, but every sync brings them
+# back to the slow weights, which settle below half of that loss. Hence the rule: **evaluate and
+# deploy the slow weights.**
 #
-# SLRLA takes longer to the same level. On this valley its anchors buy nothing, and they are not
-# meant to: what they are for is *generalisation*, the gap between training and test, of which a
-# single landscape knows nothing. [Zhou et al.][1] bound both parts of the error. For a
+# SLRLA takes longer to reach the same level. In this valley its anchors gain nothing, nor are they
+# meant to: they address *generalisation*, the gap between training and test error, which a single
+# loss surface cannot show. [Zhou et al.][1] bound both parts of the error. For a
 # $\lambda$-strongly convex loss and $n$ examples, trained to the same optimisation error, their
-# bound on the gap is of the order $1/(n\lambda)$ with Lookahead and
-# $1/(n\,(\lambda + \beta/\alpha))$ with SLRLA.
+# bound on the gap is of order $1/(n\lambda)$ for Lookahead and
+# $1/(n\,(\lambda + \beta/\alpha))$ for SLRLA.
 #
 # [1]: https://proceedings.neurips.cc/paper/2021/hash/e53a0a2978c28872a4505bdb51db06dc-Abstract.html
 
 # %% [markdown]
 # ## 2. One line changed: a Flax network
 #
-# The data are scikit-learn's handwritten digits, 1,797 images of 8 × 8 pixels, and the network has
-# one hidden layer. Everything in the next cell is plain Flax NNX and optax.
+# The data set is scikit-learn's handwritten digits, 1,797 images of 8 × 8 pixels, and the network
+# has one hidden layer. Everything in the next cell is plain Flax NNX and optax.
 
 # %%
 images, labels = load_digits(return_X_y=True)
@@ -301,7 +302,7 @@ BATCH, STEPS = 32, 199
 
 
 class Net(nnx.Module):
-    """A perceptron with one hidden layer."""
+    """A multilayer perceptron with one hidden layer."""
 
     def __init__(self, rngs):
         self.hidden = nnx.Linear(64, 64, rngs=rngs)
@@ -318,19 +319,19 @@ def cross_entropy(model, images, labels):
 
 
 def accuracy(model):
-    """The share of test images that the model gets right."""
+    """Accuracy on the test images."""
     return jnp.mean(jnp.argmax(model(test_images), axis=-1) == test_labels)
 
 
 @nnx.jit
 def train_step(model, optimizer, images, labels):
-    """One step on one batch."""
+    """One training step on one batch."""
     grads = nnx.grad(cross_entropy)(model, images, labels)
     optimizer.update(model, grads)
 
 
 def train(tx, seed=0):
-    """Trains a new network with an optax optimizer."""
+    """Trains a new network with the given optax optimizer."""
     model = Net(nnx.Rngs(seed))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     rng = np.random.default_rng(seed)
@@ -347,10 +348,9 @@ model, optimizer = train(tx)
 print(f"SGD: {accuracy(model):.1%} of the test images")
 
 # %% [markdown]
-# The same with Lookahead. One line changes, that of the optimizer. Another one is added for the
-# evaluation: the model now holds the fast weights, and `slow_params` finds the slow ones in
-# `optimizer.opt_state`. They differ in the middle of a cycle only, and 199 steps end one step
-# before a sync.
+# Now the same with Lookahead. Only the line that makes the optimizer changes. Evaluation needs one
+# more step: the model now holds the fast weights, and `slow_params` reads the slow weights from
+# `optimizer.opt_state`. The two differ only in mid-cycle, and 199 steps end one step before a sync.
 
 # %%
 tx = lookahead(optax.sgd(0.2, momentum=0.9), sync_period=5, slow_step_size=0.5)
@@ -362,11 +362,11 @@ print(f"Lookahead, fast weights: {accuracy(model):.1%}")
 print(f"Lookahead, slow weights: {accuracy(slow_model):.1%}")
 
 # %% [markdown]
-# One run on 500 test images tells little: an accuracy of 97 % has a standard error of 0.8 %. So
-# here are ten seeds for each of three learning rates, and also SGD with a learning rate that decays
-# to zero. To save time the whole training is one compiled function, on the params themselves rather
-# than on a model. `functional_step` is what you would write for any function of a tree of params;
-# its argument `axis` is for the next section.
+# One run on 500 test images says little: an accuracy of 97 % has a standard error of 0.8 %. The
+# next cells therefore use ten seeds for each of three learning rates, and add SGD with a learning
+# rate that decays to zero. To save time, the whole training is one compiled function of the params
+# rather than of a model. `functional_step` is the usual training step for any function of a tree of
+# params; its argument `axis` is for the next section.
 
 
 # %%
@@ -384,7 +384,7 @@ def net(params):
 
 
 def functional_step(tx, params, state, images, labels, axis=None):
-    """One step on one batch; with `axis`, on the parts of it that the devices hold."""
+    """One training step on a batch; with `axis`, on each device's part of the batch."""
     grads = jax.grad(lambda p: cross_entropy(net(p), images, labels))(params)
     if axis is not None:
         grads = jax.lax.pmean(grads, axis)
@@ -393,7 +393,7 @@ def functional_step(tx, params, state, images, labels, axis=None):
 
 
 def accuracies(make_optimizer, learning_rate, params, batches):
-    """Test accuracy of the fast and of the slow weights after training."""
+    """Test accuracy of the fast and the slow weights after training."""
     tx = make_optimizer(learning_rate)
 
     def step(carry, batch):
@@ -427,30 +427,31 @@ for name, make in makers.items():
         print(f"{name:11}{rate:<15}{fast:18}{slow if 'SGD' not in name else ''}".rstrip())
 
 # %% [markdown]
-# What the table says, and what it does not:
+# What the table says, and what it does not say:
 #
-# - With the short learning rate there is little noise to be rid of. The step back only shortens the
-#   way, and SGD does as well or better.
-# - With the longer ones SGD suffers, and much less so the slow weights of Lookahead, which are also
-#   better than its fast weights. Lookahead forgives a learning rate that is too long.
-# - A well chosen decay does as much for SGD. On a small task expect a steadier optimizer from
-#   Lookahead, not a new record.
-# - SLRLA is behind Lookahead here. Its pull is one more brake, and 199 steps are few. About long
-#   training in stages, for which it is made, that tells nothing.
+# - With the small learning rate there is little noise to remove. The step back only slows progress,
+#   and SGD does as well or better.
+# - With the larger learning rates SGD gets worse, and the slow weights of Lookahead get worse by
+#   much less; they are also better than its fast weights. Lookahead tolerates too large a learning
+#   rate.
+# - A well-chosen decay does as much for SGD. On a small task, expect Lookahead to be more robust,
+#   not more accurate.
+# - SLRLA is behind Lookahead here. Its pull slows progress further, and 199 steps are few. This
+#   says nothing about long training in stages, for which it was designed.
 
 # %% [markdown]
 # ## 3. All devices at once
 #
-# With `jax.pmap` each device computes the gradient on its part of the batch, `jax.lax.pmean`
-# averages the gradients, and every device makes the same update. The optimizer needs to know
-# nothing of that: its counters and slow weights are equal everywhere, so all devices sync at the
-# same step. The next cell uses as many devices as there are and compares with one device that
-# gets the whole batch. To see it with eight on a CPU, set the environment variable
+# With `jax.pmap`, each device computes the gradient on its part of the batch, `jax.lax.pmean`
+# averages the gradients, and every device makes the same update. The optimizer need not know about
+# this: its counters and slow weights are equal on all devices, so all devices sync at the same
+# step. The next cell uses all available devices and compares them with one device that receives the
+# whole batch. To try eight devices on a CPU, set the environment variable
 # `XLA_FLAGS=--xla_force_host_platform_device_count=8` before JAX starts.
 
 # %%
 devices = jax.local_device_count()
-size = 128 // devices * devices  # of a batch; the devices get equal parts
+size = 128 // devices * devices  # batch size; every device gets an equal part
 tx = lookahead(optax.sgd(0.2, momentum=0.9), sync_period=5, slow_step_size=0.5)
 
 params = init_params(seed=0)
@@ -461,7 +462,7 @@ all_params, all_state = jax.tree.map(lambda x: np.stack([x] * devices), (params,
 all_step = jax.pmap(partial(functional_step, tx, axis="devices"), axis_name="devices")
 
 rng = np.random.default_rng(0)
-with jax.default_matmul_precision("highest"):  # on GPUs and TPUs too
+with jax.default_matmul_precision("highest"):  # also on GPUs and TPUs
     for _ in range(13):
         batch = rng.integers(len(train_images), size=size)
         images, labels = train_images[batch], train_labels[batch]
@@ -469,40 +470,42 @@ with jax.default_matmul_precision("highest"):  # on GPUs and TPUs too
 
         parts = images.reshape(devices, -1, 64), labels.reshape(devices, -1)
         all_params, all_state = all_step(all_params, all_state, *parts)
-        # A CPU's virtual devices share its threads: steps dispatched ahead could block a sum.
+        # Virtual CPU devices share threads: steps dispatched ahead could block a mean.
         jax.block_until_ready(all_params)
 
 one = jax.device_get(jax.tree.leaves((params, slow_params(state, params))))
 each = jax.device_get(jax.tree.leaves((all_params, slow_params(all_state, all_params))))
-assert all((x == x[0]).all() for x in each)  # the devices agree, to the bit
+assert all((x == x[0]).all() for x in each)  # the devices agree bit-for-bit
 difference = max(np.abs(x[0] - y).max() for x, y in zip(each, one, strict=True))
-assert difference < 1e-5  # they agree with one device to rounding
+assert difference < 1e-5  # they agree with one device up to rounding
 print(f"{devices} device(s) with {size // devices} images each.")
 print(f"Largest difference from one device, fast and slow weights: {difference:.0e}")
 
 # %% [markdown]
-# `slow_params` takes the replicated state as it is. With `jax.jit` and sharded arrays there is even
-# less to do: the step is the one of a single device.
+# `slow_params` accepts the replicated state as it is. With `jax.jit` and sharded arrays there is
+# even less to do: the step is the same as for a single device.
 
 # %% [markdown]
-# ## What to choose when
+# ## Which optimizer to choose
 #
-# - **`lookahead(inner)`** first. It goes around any optax optimizer, `optax.adamw` for example, and
-#   costs one more copy of the weights. $k$ = 5 to 10 and $\alpha$ = 0.5 to 0.8 are the usual
-#   range; a smaller $\alpha$ averages more and goes more slowly.
-# - **`slrla(optimizer, stages)`** where training has stages anyway, such as a learning rate that
-#   drops a few times: each stage then stays near the solution of the one before. With Adam and its
-#   kin, `decoupled=True` keeps the pull out of their scaling, as AdamW does with weight decay.
-# - **`slrla_sgd(...)`** for SLRLA around SGD with momentum in the form of the authors' code, with
-#   the memory of Lookahead where the anchor is renewed at each sync, as it is by default.
-# - **`multilayer_lookahead(inner, (5, 5), (0.8, 0.8))`**, Lookahead around Lookahead, where one
-#   layer does not average enough; each layer takes one more copy.
-# - **The inner optimizer alone** where the learning rate is short or decays to nearly zero, and
-#   where only a few hundred steps are affordable: then there is little noise to average, and
-#   stepping back costs time.
+# - **`lookahead(inner)`** is the one to try first. It wraps any optax optimizer, such as
+#   `optax.adamw`, and costs one more copy of the weights. Usual values are $k$ = 5 to 10 and
+#   $\alpha$ = 0.5 to 0.8; a smaller $\alpha$ averages more and makes progress more slowly.
+# - **`slrla(optimizer, stages)`** suits training that has stages anyway, such as a learning rate
+#   that drops a few times: each stage then stays near the solution of the previous one. With Adam
+#   and similar optimizers, `decoupled=True` exempts the pull from their scaling, as AdamW does with
+#   weight decay.
+# - **`slrla_sgd(...)`** is SLRLA around SGD with momentum in the form of the authors' code. It
+#   needs no more memory than Lookahead if the anchor is refreshed at every sync, as it is by
+#   default.
+# - **`multilayer_lookahead(inner, (5, 5), (0.8, 0.8))`**, Lookahead around Lookahead, is for cases
+#   where one layer does not average enough; each layer needs one more copy of the weights.
+# - **The inner optimizer alone** suffices if the learning rate is small or decays to nearly zero,
+#   or if you can afford only a few hundred steps: there is then little noise to average, and the
+#   steps back slow progress.
 #
-# And with all of them: evaluate `slow_params(opt_state, params)`, and save params and state
-# together, since the slow weights are in the state.
+# With all of them, evaluate at `slow_params(opt_state, params)`, and save params and state
+# together, because the slow weights are in the state.
 #
 # ## References
 #
