@@ -216,7 +216,7 @@ class Checkpoints:
         """An error that names what can be resumed from instead."""
         where = self.folder / str(step)
         older = [other for other in self.steps if other < step]
-        instead = f"to resume from step {max(older)}" if older else "to begin anew"
+        instead = f"to resume from step {max(older)}" if older else "to start again"
         return CheckpointError(f"{where} {what}; remove it {instead}")
 
     def _not_written(self, error: Exception) -> CheckpointError:

@@ -1,7 +1,7 @@
 """A trained network, read from a checkpoint wherever that is.
 
-    trained = load(Path("runs/mine/checkpoints/seed_0"))
-    logits = trained.network(trained.inputs(images), train=False)
+trained = load(Path("runs/mine/checkpoints/seed_0"))
+logits = trained.network(trained.inputs(images), train=False)
 """
 
 import dataclasses

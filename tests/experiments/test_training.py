@@ -172,6 +172,25 @@ def test_the_optimizer_gets_loss_and_further_gradients(small):
     assert optax.tree.norm(optax.tree.sub(second, first)) > 1e-3
 
 
+def test_the_optimizer_gets_the_loss_of_the_batch(small):
+    """AdaLoss through the loop is AdaLoss by hand, with the loss that `loss_fn` has."""
+    tx = slrla_jax.adaloss(0.1)
+    run = make_run(small, networks.SoftmaxRegression, tx=tx, slow_params=None)
+    state = init_state(run.model, run.tx, 0)
+    batch, pool = np.arange(8), (small.train_images, small.train_labels)
+    inputs = small.standardise(small.train_images[batch])
+    value_and_grad = jax.value_and_grad(steps.loss_fn, has_aux=True)
+    (loss, _), gradients = value_and_grad(
+        state.params, state.stats, run.model, inputs, small.train_labels[batch]
+    )
+    updates, _ = tx.update(gradients, state.opt_state, state.params, value=loss)
+    got, reported = steps.train_step(run.model, run.tx, pool, state, batch)
+    np.testing.assert_allclose(reported, loss, rtol=1e-6)
+    want = optax.apply_updates(state.params, updates)
+    for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
 def test_augmentation_is_a_function_of_seed_and_step(small):
     one, again, other = (
         records(
@@ -186,6 +205,28 @@ def test_augmentation_is_a_function_of_seed_and_step(small):
     )
     assert one == again
     assert one[1]["train_loss"] != other[1]["train_loss"]
+
+
+def test_images_are_augmented_differently_in_each_step_and_place(small):
+    """The same image, eight times in a batch of eight devices, in two steps: not twice alike."""
+    seen = []
+
+    class Seeing(networks.SoftmaxRegression):
+        def __call__(self, x, *, train):
+            jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+            return super().__call__(x, train=train)
+
+    image = np.random.default_rng(0).uniform(0, 16, (1, 8, 8, 1)).astype(np.float32)
+    images = np.repeat(image, 48, axis=0)
+    data_ = dataclasses.replace(small, train_images=images, augmented=True)
+    run = make_run(data_, Seeing, one_device=False, tx=optax.sgd(0.1), slow_params=None)
+    state, pool = init_state(run.model, run.tx, 0), (data_.train_images, data_.train_labels)
+    for _ in range(2):
+        state, _ = steps.train_step(run.model, run.tx, pool, state, np.arange(8))
+    jax.effects_barrier()
+    shown = {x.tobytes() for batch in seen for x in batch}
+    assert len(seen) == 2
+    assert len(shown) > 12  # Of sixteen; a shift may come twice.
 
 
 # Evaluation
@@ -204,6 +245,23 @@ def test_scores_count_every_image_once(small):
     first = records(shared)[0]
     np.testing.assert_allclose(first["test_accuracy"], np.mean(right), rtol=1e-6)
     np.testing.assert_allclose(first["test_loss"], np.mean(losses), rtol=1e-5)
+
+
+def test_evaluation_uses_running_statistics_and_drops_nothing(small):
+    run = make_run(small)
+    state = init_state(run.model, run.tx, 0)
+    pool = small.test_images, small.test_labels
+    counted = np.ones(50, bool)
+    loss, right = steps.eval_step(
+        run.model, pool, state.params, state.stats, np.arange(50), counted
+    )
+    inputs = np.asarray(small.standardise(small.test_images), np.float64).reshape(50, -1)
+    inputs /= np.sqrt(1 + 1e-5)  # The running statistics are still 0 and 1.
+    head = jax.tree.map(lambda x: np.asarray(x, np.float64), state.params["head"])
+    logits = inputs @ head["kernel"] + head["bias"]
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(50), small.test_labels]
+    np.testing.assert_allclose(loss, losses.sum(), rtol=1e-5)
+    assert right == np.sum(logits.argmax(1) == small.test_labels)
 
 
 def test_evaluation_may_be_rarer(small):

@@ -31,7 +31,7 @@ def under_noise(
     Args:
       metric: a function of the params, such as the accuracy on the test images. With batch
         normalisation it says which statistics go with noisy weights: the running ones, or
-        ones estimated anew inside it.
+        recalibrated ones.
       params: a tree of arrays; all leaves get noise.
       sizes: σ ≥ 0.
       key: random key.
