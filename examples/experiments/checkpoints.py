@@ -107,7 +107,7 @@ class Checkpoints:
 
         Args:
           step: steps taken.
-          state: it is copied, since its own buffers are donated to the next step.
+          state: it is copied before this returns, so its buffers may be donated to the next step.
           records: of all epochs that have ended.
 
         Raises:
@@ -116,7 +116,7 @@ class Checkpoints:
         if self.last == step:
             return
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)),
+            state=ocp.args.StandardSave(state),
             progress=ocp.args.JsonSave(
                 {
                     "fingerprint": self._fingerprint,

@@ -1,4 +1,4 @@
-"""The training loop: devices, evaluation, checkpoints, and going on after a kill."""
+"""The training loop: devices, evaluation, checkpoints, and resuming after a kill."""
 
 import dataclasses
 import functools
@@ -293,7 +293,7 @@ def test_recalibrated_statistics_are_means_over_batches(small):
 
 
 @pytest.mark.parametrize("moment", [3, 8, 12])
-def test_going_on_equals_not_stopping(small, tmp_path, moment):
+def test_resuming_equals_not_stopping(small, tmp_path, moment):
     """Stopped within a cycle of 5, between anchors of 7 and, but for 12, within an epoch of 6."""
     run = make_run(small)
     whole = Checkpoints(tmp_path / "whole", {"a": 1})
@@ -309,6 +309,26 @@ def test_going_on_equals_not_stopping(small, tmp_path, moment):
     assert parts.last in (moment, 6)
     assert records(run, checkpoints=parts) == want
     assert_same_bits(saved_state(parts, run)[1], saved_state(whole, run)[1])
+
+
+def test_a_state_may_be_donated_while_it_is_saved(small, tmp_path):
+    """It is large enough for the writing to take longer than the steps that overwrite it."""
+    run = make_run(small)
+    state = init_state(run.model, run.tx, 0)
+    state = state._replace(params=state.params | {"large": jnp.arange(4e6)})
+    saved = jax.tree.map(jnp.copy, state)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state):
+        return state._replace(params=jax.tree.map(lambda x: x + 1, state.params))
+
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save(1, state, [])
+    for _ in range(20):
+        state = step(state)
+    jax.block_until_ready(state)
+    checkpoints.wait()
+    assert_same_bits(checkpoints.restore(state)[1], saved)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -347,7 +367,7 @@ def test_a_request_to_stop_is_granted_within_an_epoch(small, tmp_path):
     assert records(run, checkpoints=checkpoints) == want
 
 
-def test_seeds_together_go_on_too(small, tmp_path):
+def test_seeds_together_are_resumed_too(small, tmp_path):
     run = make_run(small, networks.SoftmaxRegression)
     want = records(run, (1, 2))
     checkpoints = Checkpoints(tmp_path, {}, every=4)
@@ -385,7 +405,7 @@ def test_an_extended_run_is_one_that_was_longer_from_the_start(small, tmp_path, 
     assert_same_bits(saved_state(parts, run)[1], saved_state(whole, run)[1])
 
 
-def test_another_number_of_devices_may_go_on(small, tmp_path):
+def test_another_number_of_devices_may_resume(small, tmp_path):
     run = make_run(small, networks.SoftmaxRegression, one_device=False)
     want = records(run)
     checkpoints = Checkpoints(tmp_path, {})
