@@ -5,7 +5,7 @@ A constructor is called as
     make(image_shape, classes, dtype=None, rngs=nnx.Rngs(0))
 
 with the shape (height, width, channels) of an image. Convolutions and hidden layers compute
-in `dtype` (None is float32); params, batch normalisation and logits are float32 in any case. The
+in `dtype` (None is float32); params, BatchNorm and logits are float32 in any case. The
 model is then called as `model(images, train=False)` with float32 images of shape (batch,
 height, width, channels), and returns logits of shape (batch, classes).
 

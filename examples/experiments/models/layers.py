@@ -1,4 +1,4 @@
-"""What the published networks are made of: PyTorch's layers, channels last.
+"""The layers of the published networks: PyTorch's, with channels last.
 
 Padding is PyTorch's, the same on both sides; XLA's "SAME" differs from it where a stride
 is more than one. Weights are float32 whatever the compute dtype.
@@ -33,8 +33,8 @@ def conv(
 ) -> nnx.Conv:
     """A convolution of odd `size` that keeps height and width but for the stride.
 
-    The kernel is normal with variance 2 / (outputs · size²), the bias, if any, zero: the
-    released networks and torchvision's ResNets begin so.
+    The kernel is normal with variance 2 / (outputs · size²), the bias, if any, zero, as in the
+    released networks and torchvision's ResNets.
     """
     padding = size // 2
     return nnx.Conv(
@@ -51,11 +51,10 @@ def conv(
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Batch normalisation in float32, its result in the compute dtype.
+    """BatchNorm in float32, its result in the compute dtype.
 
-    Momentum and epsilon are those of PyTorch. The running variance is the mean of the
-    batches' variances as they are; PyTorch multiplies each by n / (n − 1), n being the
-    number of values that it is of.
+    Momentum and epsilon are those of PyTorch. The running variance averages the batches' biased
+    variances; PyTorch multiplies each by n / (n − 1), where n is the number of values.
 
     Attributes:
       compute_dtype: dtype of the result; None is float32.

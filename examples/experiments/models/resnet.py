@@ -5,7 +5,7 @@ Recognition", https://arxiv.org/abs/1512.03385, 2015.
 
 Four groups of blocks of 64, 128, 256 and 512 channels; each group but the first begins by
 halving height and width. Where a block changes the shape, its shortcut is a 1×1
-convolution with batch normalisation. The size of the images decides what comes before:
+convolution with BatchNorm. The size of the images decides what comes before:
 
 - below 64 pixels the CIFAR form of the public PyTorch implementations, a 3×3 convolution
   and no pooling (which is not the thinner CIFAR network of the paper's section 4.2);
@@ -74,7 +74,7 @@ class ResidualNetwork(nnx.Module):
 
 
 class BasicBlock(nnx.Module):
-    """Two 3×3 convolutions; `width` channels come out."""
+    """Two 3×3 convolutions with `width` output channels."""
 
     expansion = 1
 
@@ -93,7 +93,7 @@ class BasicBlock(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """A 3×3 convolution between two 1×1 ones; 4 · `width` channels come out."""
+    """A 3×3 convolution between two 1×1 ones, with 4 · `width` output channels."""
 
     expansion = 4
 
@@ -132,7 +132,7 @@ def resnet10(image_shape: tuple[int, int, int], classes: int, **settings: Any) -
     """One basic block in each group.
 
     The paper has no ResNet-10 and SLRLA's release lacks the source of its own; this is
-    what public implementations commonly call so.
+    what public implementations commonly call by that name.
     """
     return ResidualNetwork(image_shape, classes, BasicBlock, (1, 1, 1, 1), **settings)
 
@@ -140,9 +140,9 @@ def resnet10(image_shape: tuple[int, int, int], classes: int, **settings: Any) -
 def resnet12(image_shape: tuple[int, int, int], classes: int, **settings: Any) -> ResidualNetwork:
     """Two basic blocks in the first group, one in each of the others.
 
-    The paper has no ResNet-12 and SLRLA's release lacks the source of its own. Public ones
-    beside a ResNet-10 are often this one. The ResNet-12 of few-shot learning, which has
-    three convolutions a block, is another network.
+    The paper has no ResNet-12 and SLRLA's release lacks the source of its own. Public
+    implementations that have a ResNet-10 often have this one. The ResNet-12 of few-shot learning,
+    with three convolutions in a block, is another network.
     """
     return ResidualNetwork(image_shape, classes, BasicBlock, (2, 1, 1, 1), **settings)
 

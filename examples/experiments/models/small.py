@@ -14,7 +14,7 @@ from experiments.models.vgg import Features
 
 
 class ResidualBlock(nnx.Module):
-    """Two 3×3 convolutions, and the input added to what they make of it."""
+    """Two 3×3 convolutions, to whose output the input is added."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class ResidualBlock(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """A residual network for small images, with batch normalisation.
+    """A residual network for small images, with BatchNorm.
 
     A 3×3 convolution of stride `stride`, then one block for each of `widths` (all but the
     first halve height and width), then the mean over the image and a linear layer.
@@ -81,11 +81,10 @@ class ResNet(nnx.Module):
 
 
 class SmallVGG(nnx.Module):
-    """A plain convolutional network for small images, with batch normalisation.
+    """A plain convolutional network for small images, with BatchNorm.
 
-    3×3 convolutions, as many of each of `widths` as `depths` says (two unless it does) and
-    after them a maximum over 2×2 pixels, then the mean over the image and a linear layer. No
-    input is added to anything.
+    For each of `widths`, `depths` 3×3 convolutions (two by default) and max pooling over 2×2
+    pixels; then the mean over the image and a linear layer. There are no shortcuts.
     """
 
     def __init__(

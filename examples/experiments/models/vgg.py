@@ -3,8 +3,8 @@
 Karen Simonyan and Andrew Zisserman, "Very Deep Convolutional Networks for Large-Scale
 Image Recognition", https://arxiv.org/abs/1409.1556, 2014.
 
-`VGG` is torchvision's form without batch normalisation, also for CIFAR, as in SLRLA's
-release. `CompactVGG` is the form with batch normalisation and one linear layer that public
+`VGG` is torchvision's form without BatchNorm, also for CIFAR, as in SLRLA's
+release. `CompactVGG` is the form with BatchNorm and one linear layer that public
 CIFAR implementations have.
 """
 
@@ -25,9 +25,9 @@ POOLED = 7  # pixels
 
 
 class VGG(nnx.Module):
-    """Convolutions, the image as 7×7 means, and three linear layers with dropout.
+    """Convolutions, 7×7 means over the image, and three linear layers with dropout.
 
-    An image of 32 pixels is a single pixel by then, which all 49 means repeat. Linear
+    The convolutions reduce an image of 32 pixels to a single one, which all 49 means repeat. Linear
     kernels are normal with standard deviation 0.01, as released.
     """
 
@@ -62,10 +62,10 @@ class VGG(nnx.Module):
 
 
 class CompactVGG(nnx.Module):
-    """Convolutions with batch normalisation, the mean over the image, one linear layer.
+    """Convolutions with BatchNorm, the mean over the image, one linear layer.
 
-    The convolutions keep the biases that the normalisation makes superfluous, so that
-    the parameters are as many as in the public CIFAR implementations.
+    The convolutions keep their biases, which the normalisation makes redundant, so that the
+    number of parameters is that of the public CIFAR implementations.
     """
 
     def __init__(
@@ -177,5 +177,5 @@ def vgg19(image_shape: tuple[int, int, int], classes: int, **settings: Any) -> V
 
 
 def vgg16_bn(image_shape: tuple[int, int, int], classes: int, **settings: Any) -> CompactVGG:
-    """The convolutions of configuration D, with batch normalisation."""
+    """The convolutions of configuration D, with BatchNorm."""
     return CompactVGG(image_shape, classes, (2, 2, 3, 3, 3), **settings)

@@ -2,5 +2,5 @@
 
 Functions of params and of a loss or a metric; none of them trains. They ask for no
 network: what they need of one is a function of its params, with data, statistics of
-batch normalisation and the rest inside.
+BatchNorm and the rest inside.
 """

@@ -6,7 +6,7 @@
 
 The loss is a mean over some fixed examples, a thousand or so. Each gradient is compiled
 once for a loss function (the object, so define it once) and the shapes of the params.
-With batch normalisation, whether the loss uses the batch's statistics or the running ones
+With BatchNorm, whether the loss uses the batch's statistics or the running ones
 decides what is measured: with the batch's, scaling a layer's weights changes no loss, yet
 it changes both measures. Compare networks of one kind only.
 """
