@@ -26,10 +26,11 @@ from experiments.command_line import program
 from experiments.flags import Parser
 from experiments.records import Record
 from experiments.report import Column
+from experiments.run import Run, evaluated_weights
 from experiments.steps import Model, eval_step
 from experiments.studies.noise import under_noise
 from experiments.sweep import Results
-from experiments.train import Epoch, Run, evaluated_weights
+from experiments.train import Epoch
 
 # Of a large data set so many test images are enough.
 EXAMPLES = 2_000

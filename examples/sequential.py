@@ -30,11 +30,12 @@ from experiments.config import Config, SettingError
 from experiments.data import Dataset
 from experiments.flags import Parser
 from experiments.report import Column
+from experiments.run import Run, evaluated_weights, run_of
 from experiments.schedules import Stages
 from experiments.signals import Stop
 from experiments.steps import Model, State, init_state
 from experiments.studies.sequential import Task, average_accuracy, forgetting, split_classes
-from experiments.train import Epoch, OnStep, Run, evaluated_weights
+from experiments.train import Epoch, OnStep
 from flax import nnx
 
 COLUMNS = (
@@ -154,10 +155,12 @@ class TasksRun(Run):
         )
 
 
-def run_of(config: Config, dataset: Dataset, *, classes_per_task: int, **options: Any) -> TasksRun:
+def run_of_tasks(
+    config: Config, dataset: Dataset, *, classes_per_task: int, **options: Any
+) -> TasksRun:
     """Builds the run of all tasks."""
     tasks = tasks_of(dataset, classes_per_task)
-    one = train.run_of(config, tasks[0].dataset, **options)
+    one = run_of(config, tasks[0].dataset, **options)
     fields_ = {field.name: getattr(one, field.name) for field in fields(Run)}
     return TasksRun(
         **fields_
@@ -244,7 +247,7 @@ def accuracy(logits: Callable[[Any, Any, Any], jax.Array], weights: Weights, tas
 def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
     further = {"classes_per_task": args.classes_per_task}
-    tasks = {"run_of": partial(run_of, **further), "train": train_tasks}
+    tasks = {"run_of": partial(run_of_tasks, **further), "train": train_tasks}
     return sweep.run(study.sweep_of(args, parser, COLUMNS, NOTE, further, **tasks))
 
 

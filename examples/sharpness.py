@@ -22,9 +22,10 @@ from experiments.command_line import program
 from experiments.flags import Parser
 from experiments.records import Record
 from experiments.report import Column
+from experiments.run import Run, evaluated_weights
 from experiments.steps import Model, init_weights, loss_fn
 from experiments.studies.sharpness import Loss, largest_eigenvalue, worst_loss
-from experiments.train import Epoch, Run, evaluated_weights
+from experiments.train import Epoch
 
 NOTE = (
     "Test accuracy in %; on the first training images, normalised by their own statistics: the "

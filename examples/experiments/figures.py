@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from experiments.records import Record
 from experiments.report import Column, by_seed
-from experiments.train import Run
+from experiments.run import Run
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; in print the dashes can.
 STYLES = (

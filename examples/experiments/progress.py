@@ -12,7 +12,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from experiments.records import Record
-from experiments.train import Run
+from experiments.run import Run
 
 # Seconds between two lines where there is no terminal.
 NOW_AND_THEN = 30.0

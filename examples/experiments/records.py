@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.devices import flops_per_step
-from experiments.train import Epoch, Run
+from experiments.run import Run
+from experiments.train import Epoch
 
 Record = dict[str, Any]
 

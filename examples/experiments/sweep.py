@@ -30,8 +30,9 @@ from experiments.devices import seeds_together_are_faster
 from experiments.folders import run_folder
 from experiments.progress import Progress
 from experiments.records import Log, Record, event_writer
+from experiments.run import Run, run_of
 from experiments.signals import Stop
-from experiments.train import Diverged, Epoch, Run, run_of, train
+from experiments.train import Diverged, Epoch, train
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Sweep:
       tensorboard: whether to write event files too.
       one_device: whether to use only one of several devices.
       further: settings besides the configurations that records depend on.
-      run_of: builds a run, as `train.run_of` does.
+      run_of: builds a run, as `run.run_of` does.
       train: yields the epochs of a run, as `train.train` does.
       measure: measures a trained network, for its last record.
       flag_of: returns the flag of a setting, for messages.

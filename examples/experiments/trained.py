@@ -14,9 +14,9 @@ from flax import nnx
 
 from experiments.checkpoints import CheckpointError, Checkpoints
 from experiments.config import Config
+from experiments.run import Run, evaluated_weights, run_of
 from experiments.steps import init_state
 from experiments.sweep import dataset_of
-from experiments.train import Run, evaluated_weights, run_of
 
 
 class Trained(NamedTuple):

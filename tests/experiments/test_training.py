@@ -20,10 +20,11 @@ import pytest
 from experiments import data, devices, evaluation, steps, train
 from experiments import models as networks
 from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments.run import Run
 from experiments.schedules import Stages
 from experiments.signals import Stop
 from experiments.steps import Model, init_state, init_weights
-from experiments.train import Run, Stopped
+from experiments.train import Stopped
 from flax import nnx
 
 import slrla_jax
