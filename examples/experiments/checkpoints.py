@@ -259,16 +259,19 @@ class NoCheckpoints(Checkpoints):
 def differences(
     there: Mapping[str, Any], here: Mapping[str, Any], flag_of: Callable[[str], str] = str
 ) -> dict[str, str]:
-    """What differs in two fingerprints, by its name and in words."""
+    """Returns what differs in two fingerprints, by its name and in words."""
 
     def shown(value: Any) -> str:
         return "not given" if value is None else repr(value)
 
-    return {
-        name: f"{flag_of(name)} is {shown(there.get(name))} there and {shown(here.get(name))} here"
-        for name in sorted({*there, *here})
-        if there.get(name) != here.get(name)
-    }
+    def words(name: str) -> str:
+        if name == "data":
+            return "the data are not the same"
+        where = shown(there.get(name)), shown(here.get(name))
+        return f"{flag_of(name)} is {where[0]} there and {where[1]} here"
+
+    differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return {name: words(name) for name in differing}
 
 
 def _accuracies(step: int, records: list[dict[str, Any]]) -> dict[str, float] | None:

@@ -73,8 +73,8 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
         "type": flags.milestones,
         "metavar": "LIST",
         "help": "where the next stage begins, comma-separated: fractions of the run below 1, or "
-        "epochs; none for a constant learning rate (default: %(default)s, without those that a "
-        "short run has no room for)",
+        "epochs; none for a constant learning rate (default: {}, without those that a short run has "
+        "no room for)",
     },
     "learning_rate": {
         "type": flags.positive,
@@ -129,10 +129,12 @@ def add_settings(parser: Parser, title: str, base: Config, **named: str) -> None
     add = parser.add_argument_group(title).add_argument
     for setting, flag in named.items():
         default = getattr(base, setting)
-        if setting == "milestones":
-            default = ",".join(map(str, default))
-        options = {"default": default} if "action" not in SETTINGS[setting] else {}
-        add(flag, dest=setting, **options, **SETTINGS[setting])
+        options = {**SETTINGS[setting]}
+        if setting == "milestones":  # None says that they were not asked for.
+            options["help"] = options["help"].format(",".join(map(str, default)))
+        elif "action" not in options:
+            options["default"] = default
+        add(flag, dest=setting, **options)
 
 
 def add_sweep(parser: Parser, *, seeds: int = 1, name: str = "--exp_name") -> None:
@@ -225,8 +227,10 @@ def config_of(args: argparse.Namespace, base: Config, **others: Any) -> Config:
     """Returns a configuration with the settings that have flags, and some others."""
     names = {field.name for field in dataclasses.fields(Config)}
     given = {name: value for name, value in vars(args).items() if name in names}
-    if "milestones" in given:  # Those that were asked for must fit.
-        given["fit_milestones"] = given["milestones"] == base.milestones
+    if given.get("milestones") is None:
+        given.pop("milestones", None)
+    else:  # Those that were asked for must fit.
+        given["fit_milestones"] = False
     return dataclasses.replace(base, **given | others)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.image
 import numpy as np
 import pytest
 from experiments.data import load
@@ -144,15 +143,6 @@ def test_a_metric_under_noise():
         noise.under_noise(jnp.sum, jnp.ones(2), (-0.1,), KEY)
 
 
-@pytest.mark.parametrize("draws", [1, 4])
-def test_the_plot_of_the_noise(tmp_path, draws):
-    values = np.random.default_rng(0).uniform(size=(3, draws))
-    path = tmp_path / "noise.png"
-    noise.plot({"SGD": values, "SAM": values / 2}, (0, 0.1, 0.2), "accuracy", path)
-    assert path.stat().st_size < 300_000
-    assert matplotlib.image.imread(path).std() > 0.05
-
-
 @dataclass
 class Images:
     train_images: Any
@@ -192,23 +182,6 @@ def test_the_digits_are_five_tasks():
     assert len(parts) == 5
     assert sum(len(part.train_images) for part in parts) == len(digits.train_images)
     assert sum(len(part.test_labels) for part in parts) == len(digits.test_labels)
-
-
-def test_one_task_after_the_other():
-    """Of a learner that knows the last four classes it was shown."""
-
-    def train(known, task):
-        return (*known, *task.classes)[-4:]
-
-    def accuracy(known, task):
-        return np.isin(task.dataset.test_labels, known).mean()
-
-    tasks = sequential.split_classes(six_classes())
-    matrix, known = sequential.learn(tasks, (), train, accuracy)
-    assert known == (2, 3, 4, 5)
-    np.testing.assert_array_equal(matrix, [[1, 0, 0], [1, 1, 0], [0, 1, 1]])
-    assert sequential.average_accuracy(matrix) == pytest.approx(2 / 3)
-    assert sequential.forgetting(matrix) == 0.5
 
 
 def test_average_accuracy_and_forgetting_by_hand():

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from experiments import data
+from experiments import data, sweep
+from experiments.command_line import single
 from experiments.config import Config
 from experiments.optimizers import OPTIMIZERS
 from experiments.schedules import stages_of, with_milestones_that_fit
@@ -41,9 +42,11 @@ def cifar(monkeypatch):
     monkeypatch.setattr(data, "load", load)
 
 
-def job_of(*flags):
+def run_of(*flags):
     parser = example_cifar.make_parser()
-    return example_cifar.make_job(parser.parse_args(flags), parser)
+    args = parser.parse_args(flags)
+    (run,) = sweep.build(single(example_cifar.config(args), args, parser)).values()
+    return run
 
 
 def some_params():
@@ -97,7 +100,7 @@ def inner(lr=0.1, momentum=0.9, weight_decay=5e-4):
             "--minimizer LookbehindASAM --alpha 0.2 --eta 0.01",
             lookbehind(inner(), 2, 0.5, 0.2, adaptive_rho=True, eta=0.01, weight_mask=WEIGHTS),
         ),
-        ("--minimizer SAM --k 5 --alpha 0.5 --rho 0.1", lookbehind(inner(), 1, 0.1, 1.0)),
+        ("--minimizer SAM --rho 0.1", lookbehind(inner(), 1, 0.1, 1.0)),
         (
             "--minimizer asam",
             lookbehind(inner(), 1, 0.5, 1.0, adaptive_rho=True, eta=0.0, weight_mask=WEIGHTS),
@@ -110,12 +113,12 @@ def inner(lr=0.1, momentum=0.9, weight_decay=5e-4):
     ],
 )
 def test_what_a_command_line_means(command, by_hand):
-    job = job_of(*SMALL, *command.split())
+    run = run_of(*SMALL, *command.split())
     params = some_params()
-    for got, expected in zip(steps_of(job.run.tx, params), steps_of(by_hand, params), strict=True):
+    for got, expected in zip(steps_of(run.tx, params), steps_of(by_hand, params), strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, expected)
-    assert job.run.slow_params is None
-    assert job.run.model.input_norm
+    assert run.slow_params is None
+    assert run.model.input_norm
 
 
 @pytest.mark.parametrize(
@@ -131,20 +134,20 @@ def test_what_a_command_line_means(command, by_hand):
     ],
 )
 def test_the_released_command_lines(cifar, command, network, size):
-    job = job_of(*command.split())
+    run = run_of(*command.split())
     dataset = "cifar100" if "CIFAR100" in command else "cifar10"
-    assert job.title == (
+    assert sweep.title_of(run) == (
         f"{dataset}, 256 training and 256 test images; {network}, {size} parameters; "
         "200 epochs, 400 steps of 128 images with 3 gradients each"
     )
-    assert job.run.dataset.augmented
-    assert job.run.gradients_per_step == 3
-    assert [end for _, end in job.stages] == [100, 200, 300, 400]
-    np.testing.assert_allclose([rate for rate, _ in job.stages], [0.1, 0.01, 0.001, 1e-4])
+    assert run.dataset.augmented
+    assert run.gradients_per_step == 3
+    assert [end for _, end in run.stages.ends] == [100, 200, 300, 400]
+    np.testing.assert_allclose([rate for rate, _ in run.stages.ends], [0.1, 0.01, 0.001, 1e-4])
     if dataset == "cifar10":
         expected = 255 * np.array([0.2471, 0.2435, 0.2616])
-        np.testing.assert_allclose(job.run.dataset.std, expected, rtol=1e-6)
-        np.testing.assert_array_equal(job.run.model.dataset.std, job.run.dataset.std)
+        np.testing.assert_allclose(run.dataset.std, expected, rtol=1e-6)
+        np.testing.assert_array_equal(run.model.dataset.std, run.dataset.std)
 
 
 def quarters(steps):
@@ -197,9 +200,11 @@ def test_a_run(tmp_path, monkeypatch, capsys):
     assert records[-1]["test_accuracy"] > 0.8
     assert "fast_test_accuracy" not in records[-1]
     settings = json.loads((tmp_path / "runs/tiny/settings.json").read_text())
-    assert settings["gradients_per_run"] == 84
+    assert settings["entries"]["Lookbehind-SAM"]["ascent_steps"] == 2
     assert (tmp_path / "runs/tiny/curves.png").stat().st_size < 300_000
-    assert "epoch 4/4  stage 4/4  lr 0.0005" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "\nseed 0  epoch 4/4  loss " in shown
+    assert "84 gradients per run" in shown
 
 
 @pytest.mark.parametrize(
@@ -212,14 +217,19 @@ def test_a_run(tmp_path, monkeypatch, capsys):
         ("--k 0", "--k: must be a whole number, at least 1, got '0'"),
         ("--eta -1", "--eta: must be 0 or more"),
         ("--model nope", "--model: must be one of"),
+        ("--minimizer SAM --k 5", "error: --k: has no effect on SAM"),
+        ("--minimizer SGD --rho 0.5", "error: --rho: has no effect on SGD"),
+        ("--minimizer Lookbehind_SAM --eta 0.1", "error: --eta: has no effect on Lookbehind-SAM"),
         ("--input_norm", "unrecognized arguments: --input_norm"),
     ],
 )
 def test_wrong_flags(tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as exit_:
-        example_cifar.main(flags.split())
-    assert exit_.value.code == 2
+    try:
+        code = example_cifar.main([*SMALL, *flags.split()])
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert message in captured.err

@@ -17,11 +17,14 @@ import matplotlib.image
 import numpy as np
 import optax
 import pytest
-from experiments import data, training
+from experiments import data, names, report, sweep
 from experiments import models as networks
+from experiments import train as loop
 from experiments.config import Config
-from experiments.optimizers import OPTIMIZERS, find
+from experiments.optimizers import OPTIMIZERS
+from experiments.run import Run
 from experiments.schedules import Stages, stage_lengths, stages_of
+from experiments.steps import Model
 
 import slrla_jax
 
@@ -36,6 +39,10 @@ TINY = ["--network", "softmax", "--epochs", "2", "--seeds", "2"]
 
 def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(folder):
+    return [{n: v for n, v in r.items() if n != "timing"} for r in metrics(folder)]
 
 
 @pytest.fixture
@@ -67,19 +74,19 @@ def train(dataset, name, *, seeds, together=False, network=None, epochs=2, **set
     make = functools.partial(
         network or networks.SoftmaxRegression, dataset.image_shape, dataset.classes
     )
-    run = training.Run(
+    run = Run(
         label=optimizer.label,
-        model=training.Model(make, dataset),
+        model=Model(make, dataset),
         dataset=dataset,
         tx=optimizer.make(config, stages),
         slow_params=optimizer.slow_params,
+        stages=stages,
         epochs=epochs,
-        steps=stages.steps,
         batch_size=10,
         devices=jax.devices()[:1],
     )
     groups = [seeds] if together else [[seed] for seed in seeds]
-    return [epoch.record for group in groups for epoch in training.train(run, group)]
+    return [epoch.record for group in groups for epoch in loop.train(run, group)]
 
 
 def test_a_run_from_the_command_line(tmp_path):
@@ -99,14 +106,15 @@ def test_a_run_from_the_command_line(tmp_path):
     assert {file.name for file in folder.iterdir()} == {
         "curves.png",
         "metrics.jsonl",
+        "results.json",
         "settings.json",
-        "table.txt",
+        "table.md",
     }
 
     records = metrics(folder)
     assert [(r["optimizer"], r["seed"], r["epoch"]) for r in records] == [
         (optimizer, seed, epoch)
-        for optimizer in ("sgd", "sla", "slrla")
+        for optimizer in ("SGD", "SLA", "SLRLA")
         for seed in (0, 1)
         for epoch in (0, 1, 2)
     ]
@@ -118,40 +126,46 @@ def test_a_run_from_the_command_line(tmp_path):
     assert all(
         r["fast_test_accuracy"] == r["test_accuracy"]
         for r in records
-        if r["epoch"] == 2 and r["optimizer"] != "sgd"
+        if r["epoch"] == 2 and r["optimizer"] != "SGD"
     )
     assert any(
         r["fast_test_accuracy"] != r["test_accuracy"]
         for r in records
-        if r["epoch"] == 1 and r["optimizer"] != "sgd"
+        if r["epoch"] == 1 and r["optimizer"] != "SGD"
     )
 
     settings = json.loads((folder / "settings.json").read_text())
-    assert settings["gradients_per_run"] == 20
-    assert [stage["last_step"] for stage in settings["stages"]] == [5, 10, 15, 20]
-    assert settings["flags"]["alpha"] == 0.8
-    assert settings["versions"]["slrla_jax"] == slrla_jax.__version__
+    assert [r["stage"] for r in records[:3]] == [1, 2, 4]
+    assert settings["entries"]["SLA"]["slow_step_size"] == 0.8
+    assert settings["processes"][0]["versions"]["slrla_jax"] == slrla_jax.__version__
+    results = json.loads((folder / "results.json").read_text())
+    assert {entry["gradients"] for entry in results["entries"].values()} == {20}
 
     picture = folder / "curves.png"
     assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert picture.stat().st_size < 300_000
     assert matplotlib.image.imread(picture).std() > 0.05
 
-    table = (folder / "table.txt").read_text()
-    assert max(map(len, table.splitlines())) <= 80
-    assert "…" not in table
-    final = [100 * r["test_accuracy"] for r in records if r["optimizer"] == "slrla"][2::3]
-    assert f"{np.mean(final):.2f} ± {np.std(final, ddof=1):.2f}" in table
-    for line in table.splitlines():
-        assert line.strip() in done.stdout
+    page = (folder / "table.md").read_text()
+    assert page == report.page(results, report.TRAINING)
+    table = [line for line in page.splitlines() if line.startswith("|")]
+    assert max(map(len, table)) <= 80
+    final = [100 * r["test_accuracy"] for r in records if r["optimizer"] == "SLRLA"][2::3]
+    assert f"{np.mean(final):.2f} ± {np.std(final, ddof=1):.2f}" in table[-1]
+    for line in table:
+        assert line in done.stdout
     assert done.stdout.rstrip().endswith(str(folder))
 
 
 def test_two_runs_are_the_same_in_two_folders(here):
     for _ in range(2):
         assert compare.main([*TINY, "--optimizers", "sgd,slrla"]) == 0
-    assert {folder.name for folder in (here / "runs").iterdir()} == {"digits-1", "digits-2"}
-    assert metrics(here / "runs/digits-1") == metrics(here / "runs/digits-2")
+    assert {folder.name for folder in (here / "runs").iterdir()} == {
+        "compare-digits-1",
+        "compare-digits-2",
+    }
+    one, two = (without_times(here / f"runs/compare-digits-{n}") for n in (1, 2))
+    assert one == two
 
 
 def test_a_run_depends_on_its_own_seed_only(small):
@@ -225,7 +239,7 @@ def test_stages_are_whole_cycles(steps, k, fractions, lengths):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_row_of_the_registry(name):
     """It is built with the default settings, finds its name again, and steps down a slope."""
-    assert find(name.upper().replace("_", "-")) == name
+    assert names.find(name.upper().replace("_", "-"), OPTIMIZERS) == name
     tx = OPTIMIZERS[name].make(Config(milestones=(0.5,)), Stages((0.1, 0.02), (10, 10)))
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     updates, _ = optax.with_extra_args_support(tx).update(
@@ -238,8 +252,7 @@ def test_a_short_run_has_fewer_stages(here, capsys):
     """Nine steps are two cycles, of the four stages that are the default."""
     assert compare.main([*TINY, "--epochs", "1", "--optimizers", "slrla"]) == 0
     assert "\nlearning rate 0.1 to step 5, 0.02 to 10\n" in capsys.readouterr().out
-    settings = json.loads((here / "runs/digits-1/settings.json").read_text())
-    assert settings["config"]["milestones"] == [0.3]
+    assert {r["stage"] for r in metrics(here / "runs/compare-digits-1")} == {1, 2}
 
 
 def test_too_many_stages():
@@ -249,9 +262,11 @@ def test_too_many_stages():
 
 def error_line(flags, capsys):
     """The one line that is printed where flags are wrong."""
-    with pytest.raises(SystemExit) as exit_:
-        compare.main(flags)
-    assert exit_.value.code == 2
+    try:
+        code = compare.main(flags)
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
@@ -271,19 +286,23 @@ def error_line(flags, capsys):
         ("--epochs 0", "--epochs: must be"),
         ("--epochs many", "--epochs: must be"),
         ("--seeds 0", "--seeds: must be"),
-        ("--optimizers foo", "--optimizers: must be different ones of sgd, sla, slrla"),
-        ("--optimizers sgd,sgd", "--optimizers: must be different ones"),
-        ("--stages 0.9,0.3", "--stages: must be growing numbers between 0 and 1"),
-        ("--stages 0.5,1", "--stages: must be growing"),
-        ("--stages nan", "--stages: must be growing"),
-        ("--stages half", "--stages: must be growing"),
+        ("--optimizers foo", "--optimizers: must be different names among sgd, sla, slrla"),
+        ("--optimizers sgd,sgd", "--optimizers: must be different names"),
+        (
+            "--stages 0.9,0.3",
+            "--stages: must be increasing fractions below 1, or",
+        ),
+        ("--stages 0.5,1", "--stages: must be increasing"),
+        ("--stages nan", "--stages: must be a positive number, got 'nan'"),
+        ("--stages half", "--stages: must be a positive number, got 'half'"),
+        ("--stages 0.3,0.6,0.8 --epochs 1", "--stages: stage 2 of 4 has no cycle of 5 steps"),
         (
             "--epochs 1 --stages 0.3,0.6,0.8",
             "--stages: stage 2 of 4 has no cycle of 5 steps in 9 steps",
         ),
-        ("--batch_size 601", "--batch_size: there are only 600 training images"),
-        ("--dataset nope", "--dataset: invalid choice"),
-        ("--network nope", "--network: invalid choice"),
+        ("--batch_size 601", "--batch_size: must be from 1 to 600, the number of training images"),
+        ("--dataset nope", "--dataset: must be one of digits, mnist"),
+        ("--network nope", "--network: must be one of resnet, small_vgg"),
         ("--network VGG-16", "--network: VGG-16: image_shape: must be at least 32 pixels"),
         ("--data_path /nowhere", "--data_path: the digits come with scikit-learn"),
         ("--dataset mnist --data_path /nowhere", "--data_path: there is no folder /nowhere"),
@@ -298,7 +317,7 @@ def test_wrong_flags(here, capsys, flags, message):
 def test_a_folder_is_not_overwritten(here, capsys):
     (here / "runs/mine").mkdir(parents=True)
     line = error_line([*TINY, "--name", "mine"], capsys)
-    assert "--name: cannot make runs/mine: File exists" in line
+    assert "--name: there is a run in runs/mine; --resume resumes it" in line
     assert list((here / "runs/mine").iterdir()) == []
 
 
@@ -307,8 +326,9 @@ def test_help_names_every_flag(capsys):
         compare.main(["--help"])
     assert exit_.value.code == 0
     text = capsys.readouterr().out
-    for flag in vars(compare.make_parser().parse_args([])):
-        assert f"--{flag}" in text
+    for action in compare.make_parser()._actions:
+        assert all(flag in text for flag in action.option_strings)
+    assert "0.3,0.6,0.8" in text
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -327,14 +347,14 @@ def test_help_in_ascii(program, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "table"),
     [
-        ("compare.py --network softmax --epochs 2 --seeds 2", "digits-1/table.txt"),
+        ("compare.py --network softmax --epochs 2 --seeds 2", "compare-digits-1/table.md"),
         (
-            "reproduce.py digits_softmax --seeds 2 --optimizers SGD -- --tr_epochs 4",
-            "results/digits_softmax/table.md",
+            "reproduce.py digits_softmax --seeds 2 --optimizers SGD --set epochs=4",
+            "digits_softmax/table.md",
         ),
         (
             "sharpness.py --network softmax --epochs 2 --seeds 2 --optimizers sgd --iterations 5",
-            "sharpness-digits-1/table.txt",
+            "sharpness-digits-1/table.md",
         ),
     ],
 )
@@ -356,22 +376,81 @@ def test_a_run_in_an_ascii_locale(tmp_path, line, table):
     assert "±" in (tmp_path / "runs" / table).read_text(encoding="utf-8")
 
 
-def test_divergence_is_one_line(here, capsys):
-    assert compare.main([*TINY, "--lr", "1e30"]) == 1
+def test_a_diverged_entry_does_not_end_the_table(here, capsys, monkeypatch):
+    """A loss of 1e30 is finite and hopeless."""
+    good = compare.BASE
+    bad = dataclasses.replace(good, learning_rate=1e30)
+    small = {"model": "softmax", "epochs": 2}
+    entries = [
+        sweep.Entry(name, dataclasses.replace(config, **small), name)
+        for name, config in (("one", good), ("two", bad), ("three", good))
+    ]
+
+    def report_of(results):
+        return report.report(results, report.TRAINING, "Accuracy in %")
+
+    asked = sweep.Sweep(entries=entries, seeds=range(2), report=report_of, name="mine")
+    assert sweep.run(asked) == 1
+    table = (here / "runs/mine/table.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert [row.split()[1] for row in rows[2:]] == ["one", "three"]
+    for seed in (0, 1):
+        assert f"two diverged, from seed {seed} in epoch 1 (step " in table
+    assert "two diverged, from seed 0" in capsys.readouterr().out
+    # All entries: there is no table to be had.
+    assert compare.main([*TINY, "--lr", "1e30", "--optimizers", "sgd"]) == 1
     captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    assert "SGD diverged, from seed 0 in epoch" in captured.err
+    assert "SGD diverged, from seed 0 in epoch" in captured.out
+    assert "Traceback" not in captured.err
 
 
-def test_an_interrupt_keeps_what_there_is(here, capsys, monkeypatch):
-    def interrupted(*args, **kwargs):
-        record = {"seed": 0, "epoch": 0, "gradients": 0, "train_loss": 2.3, "test_accuracy": 0.1}
-        yield training.Epoch(record, {}, None)
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(("loss", "diverges"), [(1e16, True), (1e3, False), (np.nan, True)])
+def test_a_hopeless_loss_is_a_diverged_run(small, loss, diverges):
+    class Wrong(networks.SoftmaxRegression):
+        def __call__(self, x, *, train):
+            logits = super().__call__(x, train=train)
+            return logits.at[:, 0].add(loss) if train else logits
 
-    monkeypatch.setattr(compare, "train", interrupted)
-    assert compare.main(TINY) == 130
-    captured = capsys.readouterr()
-    assert captured.err == "compare.py: interrupted\n"
-    assert "runs/digits-1/metrics.jsonl" in captured.out
-    assert len(metrics(here / "runs/digits-1")) == 1
+    if diverges:
+        with pytest.raises(loop.Diverged, match=r"in epoch 1 \(step "):
+            train(small, "sgd", seeds=[0], network=Wrong)
+    else:
+        train(small, "sgd", seeds=[0], network=Wrong)
+
+
+def test_a_loss_that_is_not_finite_before_training_is_the_datas_fault(small):
+    constant = dataclasses.replace(small, std=np.zeros(1, np.float32), mean=small.mean * 0)
+    with pytest.raises(loop.Diverged, match=r"not finite before the first step; see the data$"):
+        train(constant, "sgd", seeds=[0])
+
+
+def test_an_interrupted_comparison_is_resumed(here, capsys, monkeypatch):
+    """What is finished is not run again; the seed that was interrupted is, from its start."""
+    flags = [*TINY, "--optimizers", "sgd,slrla", "--name", "mine"]
+    assert compare.main([*flags[:-1], "whole"]) == 0
+    times = iter(range(10_000))
+    with monkeypatch.context() as stopped:
+        asked = property(lambda self: next(times) > 24)
+        stopped.setattr("experiments.signals.Stop.requested", asked)
+        capsys.readouterr()
+        assert compare.main(flags) == 143
+    said = capsys.readouterr().err
+    assert said.startswith("compare.py: stopped after ")
+    assert said.endswith("; --resume runs what is not finished\n")
+    before = metrics(here / "runs/mine")
+    assert 0 < len(before) < 12
+    assert compare.main([*flags, "--resume"]) == 0
+    assert "done before" in capsys.readouterr().out
+    assert without_times(here / "runs/mine") == without_times(here / "runs/whole")
+    assert metrics(here / "runs/mine")[:3] == before[:3]
+    assert compare.main([*flags, "--resume", "--seeds", "3"]) == 0
+    assert capsys.readouterr().out.count("done before") == 4
+
+
+def test_the_runner_changes_nothing(here):
+    """Records of the program are those of the loop alone."""
+    assert compare.main([*TINY, "--optimizers", "slrla", "--name", "mine"]) == 0
+    args = compare.make_parser().parse_args([*TINY, "--optimizers", "slrla"])
+    (run,) = sweep.build(compare.sweep_of(args, compare.make_parser())).values()
+    alone = [epoch.record for seed in (0, 1) for epoch in loop.train(run, [seed])]
+    assert [{"optimizer": "SLRLA", **r} for r in alone] == without_times(here / "runs/mine")

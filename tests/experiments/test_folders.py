@@ -7,7 +7,8 @@ from pathlib import Path
 import main
 import pytest
 from experiments import folders
-from experiments.folders import FolderError, run_folder
+from experiments.config import SettingError
+from experiments.folders import run_folder
 
 SMALL = "--dataset digits --network softmax --tr_epochs 1 --train_batch_size 200"
 
@@ -16,33 +17,34 @@ def test_a_folder_belongs_to_one_process(tmp_path):
     """The other one is real, and is told in a line; then the folder is free again."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom experiments.folders import run_folder\n"
-        "with run_folder(Path(sys.argv[1]), resume=True):\n    print('mine')\n"
+        "root, name = sys.argv[1:]\n"
+        "with run_folder(Path(root), name, otherwise='', resume=True):\n    print('mine')\n"
     )
 
     def other():
         return subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "run")],
+            [sys.executable, "-c", code, str(tmp_path), "run"],
             capture_output=True,
             text=True,
             check=False,
             cwd=Path(folders.__file__).parent.parent,
         )
 
-    with run_folder(tmp_path / "run", resume=False) as folder:
+    with run_folder(tmp_path, "run", otherwise="", resume=False) as folder:
         refused = other()
         assert refused.returncode == 1
-        assert f"another process is at work in {folder}" in refused.stderr.splitlines()[-1]
+        assert f"another process is using {folder}" in refused.stderr.splitlines()[-1]
         (folder / "something").touch()
     assert other().stdout == "mine\n"
     assert [path.name for path in folder.iterdir()] == ["something"]
 
 
 def test_a_new_folder_that_stays_empty_goes_again(tmp_path):
-    with pytest.raises(KeyError), run_folder(tmp_path / "a/run", resume=False):
+    with pytest.raises(KeyError), run_folder(tmp_path / "a", "run", otherwise="", resume=False):
         raise KeyError
     assert not (tmp_path / "a/run").exists()
     (tmp_path / "old").mkdir()
-    with run_folder(tmp_path / "old", resume=True):
+    with run_folder(tmp_path, "old", otherwise="", resume=True):
         pass
     assert (tmp_path / "old").exists()
 
@@ -65,17 +67,37 @@ def test_what_stands_in_the_way_is_named(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "run").mkdir()
     with (
-        pytest.raises(FolderError, match=r"file is a file"),
-        run_folder(tmp_path / "file", resume=True),
+        pytest.raises(SettingError, match=r"file is a file"),
+        run_folder(tmp_path, "file", otherwise="", resume=True),
     ):
         pass
     with (
-        pytest.raises(FolderError, match=r"there is a run in .*; --resume resumes it"),
-        run_folder(tmp_path / "run", resume=False),
+        pytest.raises(SettingError, match=r"there is a run in .*; --resume resumes it"),
+        run_folder(tmp_path, "run", otherwise="", resume=False),
     ):
         pass
     with (
-        pytest.raises(FolderError, match=r"cannot make .*Not a directory"),
-        run_folder(tmp_path / "file/run", resume=False),
+        pytest.raises(SettingError, match=r"cannot make .*Not a directory"),
+        run_folder(tmp_path / "file", "run", otherwise="", resume=False),
     ):
         pass
+
+
+def test_without_a_name_each_run_gets_a_folder(tmp_path):
+    names = []
+    for _ in range(2):
+        with run_folder(tmp_path, None, otherwise="digits", resume=False) as folder:
+            (folder / "something").touch()
+            names.append(folder.name)
+    assert names == ["digits-1", "digits-2"]
+    with pytest.raises(KeyError), run_folder(tmp_path, None, otherwise="digits", resume=False):
+        raise KeyError
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize("name", ["$x_1$", "$", "_x", "a b", "ρ"])
+def test_any_other_name_will_do(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert main.main([*SMALL.split(), "--exp_name", name]) == 0
+    assert (tmp_path / "runs" / name / "curves.png").exists()
+    assert main.main([*SMALL.split(), "--exp_name", name, "--resume"]) == 0

@@ -2,7 +2,12 @@
 
 import functools
 import json
-from dataclasses import replace
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +15,9 @@ import main
 import numpy as np
 import optax
 import pytest
-from experiments import data, optimizers, schedules
+from experiments import data, optimizers, schedules, sweep
+from experiments.command_line import SETTINGS
+from experiments.config import Config
 
 import slrla_jax
 from slrla_jax import Stage
@@ -47,9 +54,14 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def job(flags):
+def sweep_of(flags):
     parser = main.make_parser()
-    return main.make_job(parser.parse_args(flags.split()), parser)
+    return main.sweep_of(parser.parse_args(flags.split()), parser)
+
+
+def run_of(flags):
+    (run,) = sweep.build(sweep_of(flags)).values()
+    return run
 
 
 def path(tx, steps=40):
@@ -120,28 +132,30 @@ TEN = f"{PAPER} --tr_epochs 10"
 )
 def test_the_released_meaning_of_the_flags(cifar, monkeypatch, flags, tx, slow):
     monkeypatch.setattr(data, "load", lambda name, folder: cifar)
-    made = job(f"{TEN} {flags}")
-    np.testing.assert_allclose(path(made.run.tx), path(tx), rtol=1e-5, atol=1e-6)
-    assert (made.run.slow_params is not None) == slow
-    assert made.run.dataset.augmented
-    np.testing.assert_allclose([rate for rate, _ in made.stages], [0.1, 0.02, 0.004, 0.0008])
-    assert [end for _, end in made.stages] == [6, 12, 16, 20]
-    np.testing.assert_allclose(made.learning_rate(15), 0.004, rtol=1e-6)
+    made = run_of(f"{TEN} {flags}")
+    np.testing.assert_allclose(path(made.tx), path(tx), rtol=1e-5, atol=1e-6)
+    assert (made.slow_params is not None) == slow
+    assert made.dataset.augmented
+    np.testing.assert_allclose([rate for rate, _ in made.stages.ends], [0.1, 0.02, 0.004, 0.0008])
+    assert [end for _, end in made.stages.ends] == [6, 12, 16, 20]
+    np.testing.assert_allclose(made.stages.schedule(15), 0.004, rtol=1e-6)
+    np.testing.assert_allclose(made.learning_rate(16), 0.004, rtol=1e-6)
 
 
 def test_the_released_recipe_is_the_default(cifar, monkeypatch):
     monkeypatch.setattr(data, "load", lambda name, folder: cifar)
-    made = job(f"{PAPER} --exp_name sgd_vanilla")
-    assert (made.run.epochs, made.run.batch_size, made.run.steps) == (100, 128, 200)
-    assert [end for _, end in made.stages] == [60, 120, 160, 200]
-    assert made.folder.as_posix() == "runs/sgd_vanilla"
-    assert "11,173,962 parameters" in made.title
+    flags = f"{PAPER} --exp_name sgd_vanilla"
+    made, asked = run_of(flags), sweep_of(flags)
+    assert (made.epochs, made.batch_size, made.steps) == (100, 128, 200)
+    assert [end for _, end in made.stages.ends] == [60, 120, 160, 200]
+    assert (asked.root / asked.name).as_posix() == "runs/sgd_vanilla"
+    assert "11,173,962 parameters" in sweep.title_of(made)
 
 
 def test_settings_of_each_stage_are_algorithm_3(cifar, monkeypatch):
     monkeypatch.setattr(data, "load", lambda name, folder: cifar)
     flags = "--stage_betas 0.1,0.4,0,1 --stage_alphas 0.5,0.8,1,0.3 --stage_ks 2,3,2,4"
-    made = job(f"{TEN} {flags}")
+    made = run_of(f"{TEN} {flags}")
     tx = slrla_jax.slrla(
         momentum_sgd,
         [
@@ -151,10 +165,10 @@ def test_settings_of_each_stage_are_algorithm_3(cifar, monkeypatch):
             Stage(1, 0.0008, 1.0, 4, 0.3),
         ],
     )
-    assert [end for _, end in made.stages] == [6, 12, 16, 20]
-    np.testing.assert_allclose(path(made.run.tx), path(tx), rtol=1e-5, atol=1e-6)
-    alike = job(f"{TEN} --stage_betas 0.3")
-    assert [end for _, end in alike.stages] == [5, 10, 15, 20]
+    assert [end for _, end in made.stages.ends] == [6, 12, 16, 20]
+    np.testing.assert_allclose(path(made.tx), path(tx), rtol=1e-5, atol=1e-6)
+    alike = run_of(f"{TEN} --stage_betas 0.3")
+    assert [end for _, end in alike.stages.ends] == [5, 10, 15, 20]
 
 
 @pytest.mark.parametrize(
@@ -187,12 +201,12 @@ def test_stages_end_at_milestones(milestones, ks, lengths):
 )
 def test_a_short_run_has_fewer_stages(flags, milestones, ends):
     """Four steps in an epoch; the first stage is always there, with the learning rate of --lr."""
-    made = job(f"--dataset digits --network softmax {flags}")
-    assert made.settings["flags"]["milestones"] == milestones
-    assert [end for _, end in made.stages] == ends
+    made = run_of(f"--dataset digits --network softmax {flags}")
+    assert len(made.stages.lengths) == len(milestones) + 1
+    assert [end for _, end in made.stages.ends] == ends
     rates = [0.1, 0.02, 0.004, 0.0008][: len(ends)]
-    np.testing.assert_allclose([rate for rate, _ in made.stages], rates)
-    np.testing.assert_allclose([made.learning_rate(end - 1) for end in ends], rates, rtol=1e-6)
+    np.testing.assert_allclose([rate for rate, _ in made.stages.ends], rates)
+    np.testing.assert_allclose([made.learning_rate(end) for end in ends], rates, rtol=1e-6)
 
 
 def test_a_run_of_one_epoch(here, capsys):
@@ -213,8 +227,8 @@ def test_every_inner_optimizer_decays_weights(optimizer):
         assert (updates[0] < 0) == (weight_decay > 0)
 
 
-def test_a_run_leaves_its_settings_and_goes_on(here, capsys):
-    flags = f"{SMALL} --lookahead 5_0.8 --slr 5_0.2 --train_batch_size 200 --exp_name mine"
+def test_a_run_leaves_its_settings_and_is_resumed(here, capsys):
+    flags = f"{SMALL} --lookahead 5_0.8 --slr 5_0.2 --train_batch_size 80 --exp_name mine"
     flags += " --bf16 --seeds 2 --tensorboard --train_images 400"
     assert main.main(flags.split()) == 0
     folder = here / "runs/mine"
@@ -222,22 +236,26 @@ def test_a_run_leaves_its_settings_and_goes_on(here, capsys):
         "checkpoints",
         "curves.png",
         "metrics.jsonl",
+        "results.json",
         "settings.json",
-        "table.txt",
+        "table.md",
         "tensorboard",
     }
     assert len(list((folder / "tensorboard").iterdir())) == 1
     settings = json.loads((folder / "settings.json").read_text())
-    assert settings["flags"]["slr"] == [5, 0.2]
+    config = settings["entries"]["SLRLA (released form)"]
+    assert (config["sync_period"], config["beta"], config["anchor_period"]) == (5, 0.4, None)
+    assert config["data"] == run_of(flags).dataset.fingerprint()
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [(r["seed"], r["epoch"], r["gradients"], r["stage"]) for r in records] == [
-        (seed, epoch, 2 * epoch, max(epoch, 1)) for seed in (0, 1) for epoch in (0, 1, 2)
+        (seed, epoch, 5 * epoch, max(epoch, 1)) for seed in (0, 1) for epoch in (0, 1, 2)
     ]
     timing = records[1]["timing"]
-    assert 0 <= timing["waited"] <= timing["seconds"]
-    table = (folder / "table.txt").read_text()
-    assert "evaluated weights: final" in table
-    assert "fast weights: final" in table
+    assert 0 <= timing["waited"] <= timing["seconds"] <= timing["wall"]
+    table = (folder / "table.md").read_text()
+    final = [100 * r["test_accuracy"] for r in records if r["epoch"] == 2]
+    assert f"{np.mean(final):.2f} ± {np.std(final, ddof=1):.2f}" in table
+    assert "fast weights" in table
     capsys.readouterr()
 
     with pytest.raises(SystemExit):
@@ -247,11 +265,17 @@ def test_a_run_leaves_its_settings_and_goes_on(here, capsys):
     assert "--resume resumes it" in capsys.readouterr().err
     assert main.main([*flags.split(), "--resume", "--lr", "0.3"]) == 1
     assert "of another run: --lr is 0.1 there and 0.3 here" in capsys.readouterr().err
-    # What is only written of a run may be another.
+    # What is only written of a run may be different.
     shown = flags.replace(" --tensorboard", " --batch_norm recalibrated").split()
     assert main.main([*shown, "--resume"]) == 0
     again = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert again == records
+    assert capsys.readouterr().out.count("done before") == 2
+    # Those of other seeds are kept, but the table has what was asked for.
+    assert main.main([*flags.replace("--seeds 2", "--seeds 1").split(), "--resume"]) == 0
+    assert (folder / "metrics.jsonl").read_text().count("\n") == 6
+    assert "One seed" in (folder / "table.md").read_text()
+    assert len(json.loads((folder / "settings.json").read_text())["processes"]) == 3
 
 
 def test_a_run_with_other_flags_is_refused_in_one_line(here, capsys, monkeypatch):
@@ -265,29 +289,33 @@ def test_a_run_with_other_flags_is_refused_in_one_line(here, capsys, monkeypatch
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.count("\n") == 1
-        where = here / "runs/mine/checkpoints/seed_0/30"
-        message = captured.err.removeprefix(f"main.py: {where} is of another run: ")
-        return message.removesuffix("\n")
+        return captured.err.partition(" is of another run: ")[2].removesuffix("\n")
 
     for more, message in {
-        "--optim Adam": "--optim is 'sgd' there and 'adam' here",
-        "--lookahead 5_0.8": "--lookahead is not given there and [5, 0.8] here",
-        "--slr 5_0.2": "--slr is not given there and [5, 0.2] here",
-        "--stage_betas 0,1": "--stage_betas is not given there and [0.0, 1.0] here",
         "--momentum 0": "--momentum is 0.9 there and 0.0 here",
         "--network resnet": "--network is 'softmax' there and 'resnet' here",
         "--tr_epochs 3": "--tr_epochs is 2 there and 3 here; --extend_epochs lengthens a finished "
         "run",
-        "--train_batch_size 80 --bf16": "--train_batch_size is 40 there and 80 here, --bf16 is "
-        "False there and True here",
+        "--train_batch_size 80 --bf16": "--bf16 is False there and True here, --train_batch_size "
+        "is 40 there and 80 here",
+        "--train_images 400": "--train_images is not given there and 400 here, the data are "
+        "not the same",
     }.items():
         assert refused(more) == message
+    for more, flag in {
+        "--optim Adam": "--optim is 'sgd' there and 'adam' here",
+        "--lookahead 5_0.8": "--optim, --lookahead or --slr is 'sgd' there and 'lookahead' here",
+        "--slr 7_0.2": "--slr is 0.0 there and 0.4 here",
+        "--stage_betas 0,1": "--stage_betas is 0.0 there and [0.0, 1.0] here",
+    }.items():
+        assert flag in refused(more)
     # As another version of the package may have it.
+    (here / "runs/mine/metrics.jsonl").unlink()
     other = replace(optimizers.OPTIMIZERS["sgd"], make=lambda *args: optax.adam(1e-3))
     monkeypatch.setitem(optimizers.OPTIMIZERS, "sgd", other)
     assert main.main(flags) == 1
     said = capsys.readouterr().err
-    assert "all flags are the same, but opt_state.0.count is not there and int32[] here" in said
+    assert "all settings are the same, but opt_state.0.count is not there and int32[] here" in said
     assert said.count("\n") == 1
 
 
@@ -306,9 +334,7 @@ def test_a_finished_run_is_extended(here, capsys, more):
     for name in ("mine", "twice"):
         assert main.main([*flags, "--exp_name", name]) == 0
     before = metrics(here / "runs/mine")
-    settings = json.loads((here / "runs/mine/settings.json").read_text())
-    stages = settings["stages"]
-    end = stages[-1]["last_step"]
+    end = before[-1]["steps"]
     assert end == (32 if "--stage_ks" in more else 30)
     capsys.readouterr()
     extended = [*flags, "--exp_name", "mine", "--resume", "--extend_epochs", "3"]
@@ -321,10 +347,10 @@ def test_a_finished_run_is_extended(here, capsys, more):
     assert {r["learning_rate"] for r in after[3:]} == {before[-1]["learning_rate"]}
     assert ["test_accuracy" in r for r in after] == [True, False, True, False, True, True]
     settings = json.loads((here / "runs/mine/settings.json").read_text())
-    assert settings["flags"]["epochs"] == 2
-    assert settings["flags"]["extend_epochs"] == 3
-    assert settings["stages"] == [stages[0], stages[1] | {"last_step": end + 45}]
-    assert settings["gradients_per_run"] == end + 45
+    assert [config["epochs"] for config in settings["entries"].values()] == [2]
+    assert [process["more_epochs"] for process in settings["processes"]] == [0, 3]
+    results = json.loads((here / "runs/mine/results.json").read_text())
+    assert [entry["gradients"] for entry in results["entries"].values()] == [end + 45]
 
     # In two parts it is the same, but for the evaluation where the first part ended.
     for n in ("1", "3"):
@@ -341,7 +367,7 @@ def test_a_finished_run_is_extended(here, capsys, more):
         captured = capsys.readouterr()
         assert captured.err == (
             f"main.py: error: --resume: the run in runs/mine is at step {end + 45} and would end "
-            f"at step {end + 15 * len(short)}; --extend_epochs 3 or more goes on with it\n"
+            f"at step {end + 15 * len(short)}; --extend_epochs 3 or more extends it\n"
         )
     assert main.main(extended) == 0
     assert metrics(here / "runs/mine") == after
@@ -380,7 +406,7 @@ def test_only_a_finished_run_is_extended(here, capsys, monkeypatch):
     assert "--extend_epochs: must be a whole number, at least 1, got '0'" in capsys.readouterr().err
 
 
-def test_damaged_metrics_are_made_anew_from_the_checkpoints(here, capsys):
+def test_damaged_metrics_are_restored_from_the_checkpoints(here, capsys):
     flags = [*SMALL.split(), "--train_batch_size", "40", "--exp_name", "mine"]
     assert main.main(flags) == 0
     path = here / "runs/mine/metrics.jsonl"
@@ -395,7 +421,7 @@ def test_damaged_metrics_are_made_anew_from_the_checkpoints(here, capsys):
         path.write_bytes(b"\n".join([first.encode(), second, others[1].encode(), b""]))
         capsys.readouterr()
         assert main.main([*flags, "--resume"]) == 0, kind
-        said = "runs/mine/metrics.jsonl had 1 damaged line; the file is made anew"
+        said = "runs/mine/metrics.jsonl had 1 damaged line; what was in them is restored"
         assert capsys.readouterr().out.count(said) == 1
         records, before = (
             [json.loads(line) for line in text.splitlines()] for text in (path.read_text(), whole)
@@ -425,9 +451,11 @@ def test_without_tensorboardx_there_is_no_folder(here, capsys, monkeypatch):
 
 
 def error_line(flags, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main.main(flags.split())
-    assert exit_.value.code == 2
+    try:
+        code = main.main(flags.split())
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
@@ -444,9 +472,9 @@ def error_line(flags, capsys):
         ("--optim Adagrad", "--optim: must be one of sgd, adam"),
         ("--network ResNet-19", "--network: must be one of resnet"),
         ("--dataset CIFAR-11", "--dataset: must be one of digits"),
-        ("--milestones 0.5,2", "--milestones: must be growing fractions below 1, or growing"),
+        ("--milestones 0.5,2", "--milestones: must be increasing fractions below 1, or"),
         ("--milestones 0.3,0.6,0.8", "--milestones: stage 1 of 4 has no epoch in 2 epochs"),
-        ("--milestones 0.6,0.3", "--milestones: must be growing"),
+        ("--milestones 0.6,0.3", "--milestones: must be increasing"),
         ("--milestones 1,2", "--milestones: stage 3 of 3 has no epoch in 2 epochs"),
         ("--gamma 0", "--gamma: must be a positive number"),
         ("--momentum 1", "--momentum: must be at least 0 and below 1, got '1'"),
@@ -454,11 +482,17 @@ def error_line(flags, capsys):
         ("--stage_ks 5 --lookahead 5_0.8", "not with --lookahead or --slr"),
         ("--stage_ks 50", "--milestones: stage 1 of 2 has no cycle of 50 steps in 2 epochs"),
         ("--train_images 601", "--train_images: cannot train on 601 images of digits"),
-        ("--train_batch_size 800", "batch size 800: there are 600 training images"),
-        ("--train_batch_size 100", "batch size 100: 8 devices cannot share it"),
-        ("--network VGG-16", "network VGG-16: image_shape: must be at least 32"),
+        ("--train_batch_size 800", "--train_batch_size: must be from 1 to 600, the number of"),
+        ("--train_batch_size 100", "--train_batch_size: must be a multiple of the 8 devices"),
+        ("--network VGG-16", "--network: VGG-16: image_shape: must be at least 32"),
+        (
+            "--lookahead 1000_0.5",
+            "--lookahead: a run of 30 steps never syncs with a",
+        ),
         ("--data_path /nowhere", "--data_path: the digits come with scikit-learn"),
-        ("--SEED -1", "--seed: must be a whole number, at least 0, got '-1'"),
+        ("--SEED -1", "--SEED/--seed: must be a whole number from 0 to 2147483647, got '-1'"),
+        ("--SEED 2147483648", "--SEED/--seed: must be a whole number from 0 to 2147483647"),
+        ("--SEED 2147483647 --seeds 2", "--seeds: must end at 2147483647"),
         ("--exp_name a/b", "--exp_name: must be the name of a folder"),
         ("--save_every 0", "--save_every: must be a whole number"),
     ],
@@ -466,3 +500,198 @@ def error_line(flags, capsys):
 def test_wrong_flags(here, capsys, flags, message):
     assert message in error_line(f"{SMALL} --train_batch_size 40 {flags}", capsys)
     assert list(here.iterdir()) == []
+
+
+# Every flag does something
+
+
+OTHER = {
+    "dataset": "cifar10",
+    "train_images": "300",
+    "model": "resnet",
+    "input_norm": None,
+    "bf16": None,
+    "epochs": "7",
+    "batch_size": "16",
+    "eval_every": "2",
+    "milestones": "0.5",
+    "learning_rate": "0.3",
+    "decay": "0.3",
+    "momentum": "0.3",
+    "weight_decay": "0.3",
+    "inner": "adam",
+    "lookahead": "7_0.3",
+    "slr": "7_0.3",
+    "stage_betas": "0.3",
+    "stage_alphas": "0.3",
+    "stage_ks": "7",
+}
+OPTIONS = {
+    "seeds": "3",
+    "seed": "5",
+    "data_path": "somewhere",
+    "root": "elsewhere",
+    "exp_name": "other",
+    "resume": None,
+    "more_epochs": "2",
+    "checkpoint": "there",
+    "save_every": "3",
+    "batch_norm": "recalibrated",
+    "tensorboard": None,
+}
+
+
+def flag_of(setting):
+    parser = main.make_parser()
+    return next(action for action in parser._actions if action.dest == setting).option_strings[0]
+
+
+def test_all_flags_are_listed_here():
+    dests = {action.dest for action in main.make_parser()._actions} - {"help"}
+    assert dests == OTHER.keys() | OPTIONS.keys()
+    assert set(SETTINGS) <= {field.name for field in fields(Config)}
+
+
+@pytest.mark.parametrize("setting", OTHER)
+def test_every_flag_of_a_setting_changes_the_configuration(setting):
+    value = [] if OTHER[setting] is None else [OTHER[setting]]
+    base = sweep_of("--dataset digits").entries[0].config
+    (entry,) = sweep_of(" ".join(["--dataset digits", flag_of(setting), *value])).entries
+    assert entry.config != base
+    changed = {
+        f.name for f in fields(Config) if getattr(entry.config, f.name) != getattr(base, f.name)
+    }
+    if setting in {field.name for field in fields(Config)}:
+        assert setting in changed
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_flag_of_an_option_changes_the_sweep(option):
+    value = [] if OPTIONS[option] is None else [OPTIONS[option]]
+    base, other = (
+        {n: v for n, v in vars(sweep_of(flags)).items() if n not in ("report", "flag_of")}
+        for flags in ("", " ".join([flag_of(option), *value]))
+    )
+    assert base != other
+    assert base["entries"] == other["entries"]
+
+
+# What a run is compared by, and what is kept
+
+
+def test_the_checkpoint_of_another_seed_is_refused(here, capsys):
+    flags = [*SMALL.split(), "--train_batch_size", "40", "--exp_name", "mine"]
+    assert main.main(flags) == 0
+    folder = here / "runs/mine/checkpoints"
+    (folder / "seed_0").rename(folder / "seed_1")
+    capsys.readouterr()
+    assert main.main([*flags, "--resume", "--SEED", "1"]) == 1
+    assert "of another run: --SEED is [0] there and [1] here" in capsys.readouterr().err
+
+
+def test_other_data_under_the_same_name_are_refused(here, capsys, monkeypatch):
+    flags = [*SMALL.split(), "--train_batch_size", "40", "--exp_name", "mine"]
+    assert main.main(flags) == 0
+    digits = data.load("digits")
+    images = digits.train_images.copy()
+    images[0, 0, 0, 0] += 1
+    other = replace(digits, train_images=images)
+    monkeypatch.setattr(data, "load", lambda name, folder: other)
+    capsys.readouterr()
+    assert main.main([*flags, "--resume"]) == 1
+    captured = capsys.readouterr()
+    assert "of another run: the data are not the same" in captured.err
+    assert captured.out == ""
+
+
+def test_other_versions_and_devices_are_told_and_recorded(here, capsys):
+    flags = [*SMALL.split(), "--train_batch_size", "40", "--exp_name", "mine", "--seeds"]
+    assert main.main([*flags, "1"]) == 0
+    path = here / "runs/mine/settings.json"
+    settings = json.loads(path.read_text())
+    origin = settings["processes"][0]
+    origin["versions"]["jax"] = "0.0.1"
+    origin["machine"]["devices"] = ["TPU v5"]
+    path.write_text(json.dumps(settings))
+    assert main.main([*flags, "2", "--resume"]) == 0
+    shown = capsys.readouterr().out
+    (line,) = [line for line in shown.splitlines() if line.startswith("Resumed with ")]
+    assert f"jax 0.0.1 before and {jax.__version__} now" in line
+    assert "devices ['TPU v5'] before" in line
+    assert line.endswith("results may differ in the last bits")
+    processes = json.loads(path.read_text())["processes"]
+    assert processes[0] == origin
+    assert [process["seeds"] for process in processes] == [[0], [0, 1]]
+
+
+def test_the_best_epoch_is_kept(here, monkeypatch):
+    """Beside the newest two; of equally good epochs it is the first."""
+    accuracies = iter([0.1, 0.5, 0.9, 0.9, 0.6, 0.5, 0.4])
+
+    def evaluate(*args):
+        return {"test_accuracy": np.array([next(accuracies)]), "test_loss": np.array([1.0])}
+
+    monkeypatch.setattr("experiments.train.evaluate", evaluate)
+    flags = f"{SMALL} --train_batch_size 40 --exp_name mine --tr_epochs 6 --milestones none"
+    assert main.main(flags.split()) == 0
+    kept = {int(p.name) for p in (here / "runs/mine/checkpoints/seed_0").iterdir()}
+    assert kept == {30, 75, 90}
+    results = json.loads((here / "runs/mine/results.json").read_text())
+    assert results["entries"]["SGD"]["measured"]["best_epoch"] == [2]
+
+
+def test_epoch_lines_fit_into_80_columns(here, capsys):
+    flags = f"{SMALL} --train_batch_size 40 --exp_name {'long' * 20} --lookahead 5_0.8 --slr 7_0.1"
+    assert main.main(flags.split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "seed 0  compiling" in lines
+    epochs = [line for line in lines if line.startswith("seed 0  epoch ")]
+    assert len(epochs) == 2
+    assert max(map(len, epochs)) <= 80
+
+
+# As processes
+
+
+def start(*flags, **options):
+    environment = {n: v for n, v in os.environ.items() if n != "XLA_FLAGS"}
+    root = Path(slrla_jax.__file__).parent.parent
+    paths = [str(root), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return subprocess.Popen(
+        [sys.executable, *options.pop("python", ()), str(Path(main.__file__)), *flags],
+        env={**environment, **options.pop("env", {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_without_the_device_that_is_asked_for(tmp_path):
+    process = start(*SMALL.split(), cwd=tmp_path, env={"JAX_PLATFORMS": "cuda"})
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 2
+    assert said.splitlines()[-1].startswith("main.py: error: JAX_PLATFORMS: JAX finds no device")
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_modules_are_imported(tmp_path):
+    """It comes when a module that is imported late has been: the others take a second more."""
+    process = start(*SMALL.split(), cwd=tmp_path, python=("-X", "importtime"))
+    for line in process.stderr:
+        if line.endswith("numpy\n"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_has_read_enough(tmp_path):
+    process = start("--help", cwd=tmp_path)
+    process.stdout.close()
+    _, said = process.communicate(timeout=120)
+    assert "Traceback" not in said

@@ -1,8 +1,7 @@
-"""Table 3's cells, and the ablations: recipes, what is skipped, tables, and a literal loop."""
+"""Table 3's recipes, and the ablations: what is skipped, tables, and a literal loop."""
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import ablations
@@ -12,9 +11,9 @@ import numpy as np
 import pytest
 import reproduce
 from experiments import configs as recipes
-from experiments import data
-from experiments.reporting import ablation_report, cell_report
-from experiments.running import command_line
+from experiments import data, report, sweep
+from experiments.config import Config
+from experiments.studies import ablation
 
 EXAMPLES = Path(reproduce.__file__).parent
 RESULTS = EXAMPLES / "results" / "slrla"
@@ -35,54 +34,81 @@ ROWS = ("Adam", "AdaBound", "RAdam", "AdamW", "AdaBelief", "SGD", "SLA", "SLRLA"
 # Recipes
 
 
-@pytest.mark.parametrize("cell", recipes.CELLS)
-def test_a_recipe_opens_with_what_it_is_and_parses(cell):
-    opening = (EXAMPLES / "experiments/configs" / f"{cell}.py").read_text().split('"""')[1]
+RELEASED = "--dataset CIFAR10 --network ResNet-18 --input_norm --wd 1e-3 --lr 1e-1"
+RELEASED_ROWS = {
+    "SGD": "",
+    "SLA": " --lookahead 5_0.8",
+    "SLRLA": " --lookahead 5_0.8 --slr 5_0.2",
+}
+
+
+@pytest.mark.parametrize("row", RELEASED_ROWS)
+def test_the_recipe_is_that_of_the_released_command_lines(row):
+    parser = training_program.make_parser()
+    args = parser.parse_args((RELEASED + RELEASED_ROWS[row]).split())
+    (entry,) = training_program.sweep_of(args, parser).entries
+    assert entry.config == recipes.configs("cifar10_resnet18")[row]
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_a_recipe_opens_with_what_it_is(recipe):
+    opening = (EXAMPLES / "experiments/configs" / f"{recipe}.py").read_text().split('"""')[1]
     for word in ("Paper:", "Command:", "Time:", "Accuracy:"):
         assert f"\n{word}" in opening
-    assert f"python examples/reproduce.py {cell}" in opening
-    published = recipes.published(cell)
+    assert f"python examples/reproduce.py {recipe}" in opening
+    published = recipes.published(recipe)
     assert {k: v.replace(" ", "") for k, v in published.items()} == dict(
-        zip(ROWS, TABLE_3[cell].split(), strict=True) if cell in TABLE_3 else ()
+        zip(ROWS, TABLE_3[recipe].split(), strict=True) if recipe in TABLE_3 else ()
     )
     for row in ("SGD", "SLA", "SLRLA") if published else ():
         assert f"{row} {published[row].rstrip(' ⋄†')}" in opening
-    for optimizer in recipes.recipe(cell).optimizers:
-        args = training_program.make_parser().parse_args(recipes.recipe(cell).argv(optimizer))
-        inner = "sgd" if optimizer in ("SGD", "SLA", "SLRLA") else optimizer.lower()
-        assert args.optim == inner
-        assert args.lookahead == ((5, 0.8) if optimizer in ("SLA", "SLRLA") else None)
-        assert args.slr == ((5, 0.2) if optimizer == "SLRLA" else None)
-        assert args.input_norm
+    configs = recipes.configs(recipe)
+    base = configs["SGD"]
+    for name, config in configs.items():
+        inner = "sgd" if name in ("SGD", "SLA", "SLRLA") else name.lower()
+        assert config.inner == inner
+        assert config.input_norm
+        assert (config.dataset, config.model, config.epochs) == (
+            base.dataset,
+            base.model,
+            base.epochs,
+        )
+        assert Config.from_json(json.loads(json.dumps(config.as_json()))) == config
+    assert [configs[n].optimizer for n in ("SGD", "SLA", "SLRLA")] == [
+        "sgd",
+        "lookahead",
+        "slrla_released",
+    ]
+    assert (configs["SLRLA"].beta, configs["SLRLA"].anchor_period) == (0.4, None)
+    assert (configs["SLA"].sync_period, configs["SLA"].slow_step_size) == (5, 0.8)
 
 
-def test_every_file_is_a_cell():
+def test_every_file_is_a_recipe():
     files = {path.stem for path in (EXAMPLES / "experiments/configs").glob("*.py")}
-    assert files - {"__init__", "common"} == set(recipes.CELLS)
-    assert set(TABLE_3) < set(recipes.CELLS)
+    assert files - {"__init__", "table3", "lookbehind"} == set(recipes.RECIPES)
+    assert set(TABLE_3) < set(recipes.RECIPES)
 
 
-def test_columns_are_data_sets():
-    assert recipes.find("CIFAR-100") == tuple(c for c in recipes.CELLS if "cifar100" in c)
+def test_a_data_set_is_all_its_recipes():
+    assert recipes.find("CIFAR-100") == tuple(r for r in recipes.RECIPES if "cifar100" in r)
     assert recipes.find("imagenet") == ("imagenet_resnet18",)
     assert recipes.find("fashion_mnist_vgg") == ("fashion_mnist_vgg",)
     with pytest.raises(ValueError, match=r"must be one of cifar10_resnet18, .*got 'mnist'"):
         recipes.find("mnist")
 
 
-def test_the_command_lines_of_a_column(capsys):
-    assert reproduce.main(["cifar10", "--optimizers", "SLRLA", "--dry_run", "--", "--bf16"]) == 0
-    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(lines) == 3
-    args = [training_program.make_parser().parse_args(line[2:]) for line in lines]
-    assert [a.network for a in args] == ["ResNet-18", "VGG-16", "WRN-16-10"]
-    assert [a.lr for a in args] == [0.1, 0.05, 0.1]
-    for a in args:
-        assert (a.dataset, a.epochs, a.batch_size, a.wd) == ("cifar10", 100, 128, 1e-3)
-        assert (a.seeds, a.resume, a.bf16, a.exp_name) == (3, True, True, "SLRLA")
+def test_the_configurations_of_a_data_set(capsys):
+    line = ["cifar10", "--optimizers", "SLRLA", "--dry_run", "--set", "bf16=true"]
+    assert reproduce.main(line) == 0
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [c["model"] for c in shown] == ["ResNet-18", "VGG-16", "WRN-16-10"]
+    assert [c["learning_rate"] for c in shown] == [0.1, 0.05, 0.1]
+    for c in shown:
+        assert (c["dataset"], c["epochs"], c["batch_size"]) == ("cifar10", 100, 128)
+        assert (c["weight_decay"], c["bf16"], c["row"]) == (1e-3, True, "SLRLA")
 
 
-def test_the_job_of_a_cell_of_the_paper(monkeypatch, tmp_path):
+def test_the_run_of_a_recipe_of_the_paper(monkeypatch, tmp_path):
     """With images in the place of CIFAR's, of which there are 256."""
     images, labels = np.zeros((256, 32, 32, 3), np.uint8), np.arange(256, dtype=np.int32) % 10
     pixels = np.float32([127, 127, 127])
@@ -92,118 +118,139 @@ def test_the_job_of_a_cell_of_the_paper(monkeypatch, tmp_path):
         **{"name": "cifar10", "classes": 10, "mean": pixels, "std": pixels, "augmented": True},
     )
     monkeypatch.setattr(data, "load", lambda name, folder: drawn)
-    parser = training_program.make_parser()
-    args = reproduce.make_parser().parse_args(["cifar10_resnet18", "--root", str(tmp_path)])
-    line = reproduce.command_of("cifar10_resnet18", "SLRLA", args, [])
-    job = training_program.make_job(parser.parse_args(line), parser)
-    assert job.folder == tmp_path / "cifar10_resnet18" / "SLRLA"
-    np.testing.assert_allclose(job.stages, [(0.1, 60), (0.02, 120), (0.004, 160), (0.0008, 200)])
-    assert job.run.dataset.augmented
-    assert list(job.seeds) == [0, 1, 2]
+    parser = reproduce.make_parser()
+    args = parser.parse_args(["cifar10_resnet18", "--root", str(tmp_path)])
+    asked = reproduce.sweep_of("cifar10_resnet18", args, parser)
+    assert (asked.root, asked.name, asked.resume) == (tmp_path, "cifar10_resnet18", True)
+    assert list(asked.seeds) == [0, 1, 2]
+    runs = sweep.build(asked)
+    assert list(runs) == list(recipes.ROWS)
+    assert [entry.folder for entry in asked.entries] == list(recipes.ROWS)
+    run = runs["SLRLA"]
+    ends = [(0.1, 60), (0.02, 120), (0.004, 160), (0.0008, 200)]
+    np.testing.assert_allclose(run.stages.ends, ends)
+    assert run.dataset.augmented
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ([], "a cell must be named; --list prints them"),
-        (["cifar11"], "argument CELL: must be one of cifar10_resnet18, "),
+        ([], "RECIPE: at least one must be named; --list prints them"),
+        (["cifar11"], "argument RECIPE: must be one of cifar10_resnet18, "),
         (
             ["fashion_mnist_vgg", "--optimizers", "SGD,RAdam", "--dry_run"],
             "--optimizers: fashion_mnist_vgg has SGD, .*, not RAdam",
         ),
         (["digits_softmax", "--data_path", "x"], "--data_path: the digits come with"),
+        (["digits_softmax", "--set", "lr=1"], "--set: must be NAME=VALUE with a name among "),
+        (["digits_softmax", "--set", "epochs=x"], "--set: must be a whole number, at least 1"),
+        (["digits_softmax", "--set", "bf16=1"], "--set: must be true or false, got '1'"),
+        (["digits_softmax", "--set", "model=vgg16"], "--set model: VGG-16: image_shape: must"),
+        (["digits_softmax", "--set", "batch_size=8000"], "--set batch_size: must be from 1 to 600"),
     ],
 )
-def test_bad_command_lines(line, message, capsys):
-    with pytest.raises(SystemExit) as error:
-        reproduce.main(line)
-    assert error.value.code == 2
+def test_bad_command_lines(line, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = reproduce.main(line)
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert re.search(message, said)
+    assert not list(tmp_path.rglob("*.json"))
 
 
-def test_the_list_has_all_cells(capsys):
+def test_the_list_has_all_recipes(capsys):
     assert reproduce.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[: len(recipes.CELLS)]] == list(recipes.CELLS)
+    assert [line.split()[0] for line in lines[: len(recipes.RECIPES)]] == list(recipes.RECIPES)
     assert "SGD 95.23 ± 0.19 ⋄, SLA 95.27 ± 0.06 ⋄, SLRLA 95.47 ± 0.20" in lines[0]
 
 
 # Runs
 
 
-def test_what_is_done_is_skipped(tmp_path, monkeypatch, capsys):
-    launched = []
-    launch = command_line.launch
-    monkeypatch.setattr(
-        command_line, "launch", lambda job, screen: launched.append(job) or launch(job, screen)
-    )
+def test_what_is_finished_is_skipped(tmp_path, capsys):
+    folder = tmp_path / "digits_softmax"
 
-    def run(seeds, *more):
-        folders = ("--root", str(tmp_path / "runs"), "--results", str(tmp_path / "results"))
-        before = len(launched)
-        line = ["digits_softmax", "--optimizers", "SGD,SLRLA", "--seeds", str(seeds), *folders]
-        assert reproduce.main([*line, "--", "--tr_epochs", "4", *more]) == 0
-        results = json.loads((tmp_path / "results/digits_softmax/results.json").read_text())
-        return len(launched) - before, results
+    def run(seeds, *more, code=0):
+        line = ["digits_softmax", "--optimizers", "SGD,SLRLA", "--seeds", str(seeds)]
+        capsys.readouterr()
+        assert reproduce.main([*line, "--root", str(tmp_path), "--set", "epochs=4", *more]) == code
+        shown = capsys.readouterr()
+        if code:
+            return shown.err
+        results = json.loads((folder / "results.json").read_text())
+        return shown.out.count("done before"), results["entries"], results
 
-    count, one = run(1)
-    assert count == 2
-    assert one["seeds"] == [0]
-    count, again = run(1)
-    assert count == 0
-    assert again["optimizers"] == one["optimizers"]
+    skipped, one, results = run(1)
+    assert skipped == 0
+    assert results["seeds"] == [0]
+    skipped, again, _ = run(1)
+    assert skipped == 2
+    assert again == one
 
-    # One seed more: the first is not trained anew, and has the same result.
-    count, two = run(2)
-    assert count == 2
-    assert two["seeds"] == [0, 1]
-    for name, entry in two["optimizers"].items():
-        final, before = (
-            e["measured"]["test_accuracy"]["final"] for e in (entry, one["optimizers"][name])
-        )
+    # One seed more: the first is not trained again, and has the same result.
+    skipped, two, results = run(2)
+    assert skipped == 2
+    assert results["seeds"] == [0, 1]
+    for name, entry in two.items():
+        final, before = (e["measured"]["test_accuracy"]["final"] for e in (entry, one[name]))
         assert final["by_seed"][:1] == before["by_seed"]
         assert final["mean"] == pytest.approx(np.mean(final["by_seed"]), abs=1e-3)
-    records = [
-        json.loads(x) for x in (launched[0].folder / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert two["optimizers"]["SGD"]["measured"]["test_accuracy"]["final"]["by_seed"] == [
-        pytest.approx(100 * r["test_accuracy"], abs=1e-3) for r in records if r["epoch"] == 4
-    ]
-    folder = tmp_path / "results" / "digits_softmax"
-    assert {path.name for path in folder.iterdir()} == {"table.md", "curves.png", "results.json"}
-    assert "SLRLA − SGD: " in (folder / "table.md").read_text()
-
-    # What was cut off is not done.
-    metrics = launched[-1].folder / "metrics.jsonl"
-    assert reproduce.finished(launched[-1])
+    metrics = folder / "metrics.jsonl"
     whole = metrics.read_text()
-    for damaged in (whole[:-10], whole.replace("0.", "x.", 1), whole.replace("\n", "\n{}\n", 1)):
+    records = [json.loads(line) for line in whole.splitlines()]
+    assert two["SGD"]["measured"]["test_accuracy"]["final"]["by_seed"] == [
+        pytest.approx(100 * r["test_accuracy"], abs=1e-3)
+        for r in records
+        if r["epoch"] == 4 and r["optimizer"] == "SGD"
+    ]
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoints",
+        "curves.png",
+        "metrics.jsonl",
+        "results.json",
+        "settings.json",
+        "table.md",
+    }
+    assert "SLRLA against SGD: " in (folder / "table.md").read_text()
+
+    # What is cut off is not finished, but the checkpoints have all of it.
+    for damaged, finished in {
+        whole[:-10]: 3,
+        whole.replace("0.", "x.", 1): 3,
+        whole.replace("\n", "\n{}\n", 1): 4,
+        "": 0,
+    }.items():
         metrics.write_text(damaged)
-        assert reproduce.finished(launched[-1]) == ("{}" in damaged)
-    settings = launched[-1].folder / "settings.json"
+        skipped, again, _ = run(2)
+        assert skipped == finished
+        assert again == two
+    settings = folder / "settings.json"
     settings.write_text(settings.read_text()[:100])
-    assert not reproduce.finished(launched[-1])
-    # The checkpoints have all of it.
-    count, again = run(2)
-    assert count == 1
-    assert again["optimizers"]["SLRLA"]["measured"] == two["optimizers"]["SLRLA"]["measured"]
-    assert reproduce.finished(launched[-1])
+    assert run(2)[:2] == (4, two)
 
-    # What was extended is done as an extended run only.
-    count, longer = run(2, "--extend_epochs", "1")
-    assert count == 2
+    # What was extended is finished as an extended run only.
+    skipped, _, longer = run(2, "--extend_epochs", "1")
+    assert skipped == 0
     assert "4 epochs and 1 more" in longer["title"]
-    assert run(2, "--extend_epochs", "1")[0] == 0
-    assert not reproduce.finished(launched[-3])
+    assert run(2, "--extend_epochs", "1")[0] == 4
+    assert "--extend_epochs 1 or more extends it" in run(2, code=2)
 
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        run(1, "--lr", "0.2")
-    said = capsys.readouterr().err
-    assert "SGD is of another run: --lr is 0.1 there and 0.2 here" in said
+    said = run(1, "--set", "learning_rate=0.2", code=1)
+    assert "is of another run: --set learning_rate is 0.1 there and 0.2 here" in said
     assert said.count("\n") == 1
+
+
+def test_a_subset_of_the_rows_leaves_the_others_records(tmp_path):
+    line = ["digits_softmax", "--seeds", "1", "--root", str(tmp_path), "--set", "epochs=2"]
+    assert reproduce.main([*line, "--optimizers", "SGD,SLA"]) == 0
+    before = (tmp_path / "digits_softmax/metrics.jsonl").read_text()
+    assert reproduce.main([*line, "--optimizers", "SLRLA"]) == 0
+    assert (tmp_path / "digits_softmax/metrics.jsonl").read_text().startswith(before)
 
 
 # Tables
@@ -224,7 +271,7 @@ def record(seed, epoch, accuracy, fast=None, loss=1.0):
 def test_final_and_best_by_hand():
     records = [record(0, 0, 0.9, 0.9), record(0, 1, 0.5, 0.7), record(0, 2, 0.4, 0.6, 2.0)]
     records += [record(1, 0, 0.1, 0.1), record(1, 1, 0.2, 0.1), record(1, 2, 0.6, 0.5, 4.0)]
-    got = cell_report.measured(records, "SLA", "recalibrated_test_accuracy")
+    got = report.measured(records, "recalibrated_test_accuracy")
     assert got["best_epoch"] == [1, 2]  # Epoch 0 is before training.
     assert got["test_accuracy"]["final"]["by_seed"] == [40, 60]
     assert got["test_accuracy"]["final"]["mean"] == 50
@@ -233,60 +280,75 @@ def test_final_and_best_by_hand():
     assert got["fast_test_accuracy"]["best"]["by_seed"] == [70, 50]
     assert got["train_loss"]["final"]["by_seed"] == [2, 4]
     assert "recalibrated_test_accuracy" not in got
+    assert report.measured(records, "fast_test_accuracy")["best_epoch"] == [1, 2]
 
 
-def test_the_table_of_a_cell():
+def test_the_table_of_a_recipe():
     def entry(published, **measured):
         numbers = {"mean": 91.234, "std": 0.125, "by_seed": [91.1, 91.3]}
         return {
             "published": published,
+            "gradients": 100,
             "measured": {k: dict.fromkeys(("final", "best"), numbers) for k in measured},
         }
 
-    page = cell_report.page(
-        {
-            "cell": "some_cell",
-            "title": "A title",
-            "command": "python examples/reproduce.py some_cell",
-            "date": "2030-01-02T03:04:05",
-            "seeds": [0, 1],
-            "machine": {"processor": "P", "cpu_count": 2, "backend": "cpu"},
-            "versions": {"jax": "1.2.3"},
-            "total_seconds": 120,
-            "optimizers": {
-                "SGD": entry("70.23 †", test_accuracy=1, train_loss=1),
-                "Adam": entry("66.54 *", test_accuracy=1),
-                "SLA": entry(None, test_accuracy=1, fast_test_accuracy=1),
-            },
+    summary = {
+        "title": "A title",
+        "note": "A note",
+        "command": "python examples/reproduce.py some_recipe",
+        "date": "2030-01-02T03:04:05",
+        "seeds": [0, 1],
+        "machine": {"processor": "P", "cpu_count": 2, "backend": "cpu"},
+        "versions": {"jax": "1.2.3"},
+        "seconds": 120,
+        "best_by": "test_accuracy",
+        "sources": ["† from elsewhere"],
+        "diverged": ["Adam diverged, from seed 0 in epoch 1 (step 2)"],
+        "entries": {
+            "SGD": entry("70.23 †", test_accuracy=1, train_loss=1),
+            "Adam": entry("66.54 *", test_accuracy=1),
+            "SLA": entry(None, test_accuracy=1, fast_test_accuracy=1),
         },
-        ["SLA − SGD: +0.00 ± 0.00 points"],
-    )
-    rows = [line for line in page.splitlines() if line.startswith("|")]
+    }
+    page = report.page(summary, report.TRAINING)
+    rows = [" ".join(line.split()) for line in page.splitlines() if line.startswith("|")]
     number = "91.23 ± 0.12"
+    assert rows[0] == "| | published | final | best epoch | fast weights | training loss |"
     assert rows[2:] == [
-        f"| SGD | 70.23 † | {number} | {number} | – | – | 91.2340 ± 0.1250 |",
-        rf"| Adam | 66.54 \* | {number} | {number} | – | – | – |",
-        f"| SLA | – | {number} | {number} | – | {number} | – |",
+        f"| SGD | 70.23 † | {number} | {number} | – | 91.2340 ± 0.1250 |",
+        rf"| Adam | 66.54 \* | {number} | {number} | – | – |",
+        f"| SLA | – | {number} | {number} | {number} | – |",
     ]
-    assert len({row.count("|") for row in rows}) == 1
-    assert r"\* reported in [15]" in page
-    assert "† reported in [49]" in page
-    assert "reported in [1] " not in page
+    assert "Published: † from elsewhere." in page
     assert "on 2030-01-02, in 2 min; P, 2 cores, backend cpu; jax 1.2.3" in page
+    assert "Mean ± standard deviation of 2 seeds; 100 gradients per run. A note." in page
+    assert "Adam diverged, from seed 0 in epoch 1 (step 2)." in page
+    assert "chosen by the test accuracy." in page
+    other = report.page(summary | {"best_by": "recalibrated_test_accuracy"}, report.TRAINING)
+    assert "chosen by the test accuracy with recalibrated BatchNorm statistics" in other
+
+
+def test_the_sources_of_the_marks_that_occur():
+    said = "; ".join(recipes.sources("cifar10_resnet18"))
+    assert "⋄ reported in [1]" in said
+    assert "‡ reported in [50]" in said
+    assert "[15]" not in said
+    assert r"\* reported in [15]" in "; ".join(recipes.sources("imagenet_resnet18"))
+    assert recipes.sources("digits_softmax") == []
 
 
 def test_the_verdict_of_an_ablation():
     losses = np.array([[0.5, 0.3, 0.4], [0.4, 0.35, 0.3]])
-    text = ablation_report.verdict(losses, (0.1, 0.5, 1.0), 1.0, "α")
+    text = ablations.verdict(losses, (0.1, 0.5, 1.0), 1.0, "α")
     assert text == (
-        "Lowest test loss at α = 0.5 (seed by seed at 0.5, 1): -0.0250 ± 0.1061 (lower from 1 of "
+        "Lowest test loss at α = 0.5 (seed by seed at 0.5, 1): −0.0250 ± 0.1061 (lower from 1 of "
         "2 seeds) against α = 1."
     )
-    off = ablation_report.verdict(losses, (1.0, 0.5, 0.1), 0.5, "α")
+    off = ablations.verdict(losses, (1.0, 0.5, 0.1), 0.5, "α")
     assert off.endswith("where the method is switched off.")
     groups = {"α": {"settings": (0.5, 1.0)}, "c": {"settings": (0.2, 1.0)}}
     samples = {"50": {"test_loss": [[0.5, 0.6, 0.2, 0.6], [0.3, 0.6, 0.4, 0.6]]}}
-    assert ablation_report.best_against_best({"groups": groups, "samples": samples}, "50") == [
+    assert ablations.best_against_best({"groups": groups, "samples": samples}, "50") == [
         "- α = 0.5 against c = 0.2: +0.1000 ± 0.2828 (lower from 1 of 2 seeds)"
     ]
 
@@ -294,27 +356,43 @@ def test_the_verdict_of_an_ablation():
 # What is in the repository
 
 
-@pytest.mark.parametrize("cell", ["fashion_mnist_resnet", "fashion_mnist_vgg"])
-def test_the_pages_have_the_measured_numbers(cell):
-    results = json.loads((RESULTS / cell / "results.json").read_text())
-    table = (RESULTS / cell / "table.md").read_text()
+MEASURED = {
+    "fashion_mnist_resnet": "fashion_mnist_resnet",
+    "fashion_mnist_vgg": "fashion_mnist_vgg",
+    "lr_1e-2/fashion_mnist_resnet": "fashion_mnist_resnet",
+}
+
+
+@pytest.mark.parametrize("folder", MEASURED)
+def test_the_pages_have_the_measured_numbers(folder):
+    summary = json.loads((RESULTS / folder / "results.json").read_text())
+    table = (RESULTS / folder / "table.md").read_text()
+    pictures = ["curves.png"] if (RESULTS / folder / "curves.png").exists() else []
+    assert table == report.page(summary, report.TRAINING, pictures)
+    recipe = MEASURED[folder]
     page = (RESULTS / "README.md").read_text()
-    opening = (EXAMPLES / "experiments/configs" / f"{cell}.py").read_text().split('"""')[1]
-    for name, entry in results["optimizers"].items():
-        assert len(results["seeds"]) == 3
-        assert entry["flags"] == recipes.recipe(cell).argv(name)
+    opening = (EXAMPLES / "experiments/configs" / f"{recipe}.py").read_text().split('"""')[1]
+    for name, entry in summary["entries"].items():
+        assert len(summary["seeds"]) == 3
+        config = recipes.configs(recipe)[name].as_json()
+        if folder.startswith("lr_1e-2"):
+            config["learning_rate"] = 0.01
+        assert {n: v for n, v in entry["config"].items() if n != "data"} == config
         final = entry["measured"]["test_accuracy"]["final"]
-        row = next(line for line in table.splitlines() if line.startswith(f"| {name} |"))
+        row = next(line for line in table.splitlines() if line.startswith(f"| {name} "))
         told = f"{np.mean(final['by_seed']):.2f} ± {np.std(final['by_seed'], ddof=1):.2f}"
         assert told in row
-        assert row in page
-        assert f"{name} {told}" in " ".join(opening.split())
+        if folder == recipe:
+            assert row in page
+            assert f"{name} {told}" in " ".join(opening.split())
+        else:
+            assert told in page
 
 
 def test_the_ablations_in_the_repository_are_those_of_the_program():
     results = json.loads((RESULTS / "ablations" / "results.json").read_text())
-    assert results["groups"] == json.loads(json.dumps(ablations.groups()))
-    assert ablation_report.page(results) == (RESULTS / "ablations" / "table.md").read_text()
+    assert results["groups"] == json.loads(json.dumps(ablation.groups()))
+    assert ablations.page(results) == (RESULTS / "ablations" / "table.md").read_text()
 
 
 def test_the_plots_are_small():
@@ -358,10 +436,8 @@ def mean_loss(theta, inputs, labels):
 
 def test_all_settings_at_once_are_the_literal_loop_of_each():
     dataset = data.load("digits")
-    settings = ablations.Grid(*jnp.array([[0.3, 1.0, 0.8], [0.0, 0.0, 5.0], [0.05, 0.01, 0.05]]))
-    got = ablations.ablate(
-        dataset, samples=100, steps=48, batch_size=20, seeds=2, settings=settings
-    )
+    settings = ablation.Grid(*jnp.array([[0.3, 1.0, 0.8], [0.0, 0.0, 5.0], [0.05, 0.01, 0.05]]))
+    got = ablation.ablate(dataset, samples=100, steps=48, batch_size=20, seeds=2, settings=settings)
     train, test = (
         np.float64(dataset.standardise(images)).reshape(len(images), -1)
         for images in (dataset.train_images, dataset.test_images)
@@ -390,35 +466,46 @@ def test_all_settings_at_once_are_the_literal_loop_of_each():
 
 @pytest.mark.parametrize(("steps", "count"), [(1, 1), (10, 2), (15, 3), (20, 4), (4_680, 4)])
 def test_short_ablations_have_fewer_stages(steps, count):
-    assert len(ablations.stages_in(steps).lengths) == count
+    assert len(ablation.stages_in(steps).lengths) == count
 
 
 def test_the_program_of_the_ablations(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ablations, "ALPHAS", (0.5, 1.0))
-    monkeypatch.setattr(ablations, "BETAS", (0.0, 1.0))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ablation, "ALPHAS", (0.5, 1.0))
+    monkeypatch.setattr(ablation, "BETAS", (0.0, 1.0))
     line = ["--samples", "50", "--steps", "20", "--batch_size", "20", "--seeds", "2"]
-    assert ablations.main([*line, "--results", str(tmp_path)]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "alpha.png",
-        "beta.png",
-        "results.json",
-        "table.md",
-    }
-    results = json.loads((tmp_path / "results.json").read_text())
+    assert ablations.main([*line, "--name", "mine"]) == 0
+    folder = tmp_path / "runs/mine"
+    files = {"alpha.png", "beta.png", "results.json", "settings.json", "table.md"}
+    assert {path.name for path in folder.iterdir()} == files
+    results = json.loads((folder / "results.json").read_text())
     assert np.shape(results["samples"]["50"]["gap"]) == (2, 6)
-    table = (tmp_path / "table.md").read_text()
+    table = " ".join((folder / "table.md").read_text().split())
     mean = 100 * np.mean(results["samples"]["50"]["test_accuracy"], axis=0)
     assert f"| 0.5 | {np.mean(results['samples']['50']['train_loss'], axis=0)[0]:.4f} ± " in table
     assert f"| {mean[3]:.2f} ± " in table
 
     # Without --samples: all 600 of the digits, and as a thirtieth has no batch, one batch.
-    assert ablations.main(["--steps", "5", "--seeds", "1", "--results", str(tmp_path)]) == 0
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert list(results["samples"]) == ["600", "128"]
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        ablations.main(["--batch_size", "601"])
-    assert "--batch_size: must be at most 600, got 601" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        ablations.main(["--samples", "601"])
-    assert "--samples: must be from 128 (the batch size) to 600, got 601" in capsys.readouterr().err
+    assert ablations.main(["--steps", "5", "--seeds", "1"]) == 0
+    folder = tmp_path / "runs/ablations-digits-1"
+    assert list(json.loads((folder / "results.json").read_text())["samples"]) == ["600", "128"]
+
+    def refused(*flags):
+        capsys.readouterr()
+        assert ablations.main(list(flags)) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        return captured.err
+
+    assert "--batch_size: must be at most 600, got 601" in refused("--batch_size", "601")
+    wanted = "--samples: must be from 128 (the batch size) to 600, got 601"
+    assert wanted in refused("--samples", "601")
+    assert "there is a run in runs/mine; --resume" in refused(*line, "--name", "mine")
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablation, "ablate", interrupted)
+    assert ablations.main(["--steps", "5", "--seeds", "1"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,7 +1,6 @@
 """The programs that look at trained weights, at tiny sizes, against what can be computed anew."""
 
 import json
-from dataclasses import replace
 from functools import partial
 
 import jax
@@ -13,26 +12,23 @@ import optax
 import pytest
 import sequential
 import sharpness
+from experiments import devices, sweep
+from experiments.configs.lookbehind import CONFIGS as NAMED
 from experiments.optimizers import OPTIMIZERS
-from experiments.running import trained
-from experiments.running.trained import NAMED
+from experiments.run import evaluated_weights
 from experiments.schedules import Stages
-from experiments.studies.sequential import split_classes
-from experiments.training import devices, init_weights, train
+from experiments.steps import init_state, init_weights
+from experiments.train import Epoch, train
 
 TINY = ["--network", "softmax", "--epochs", "2", "--seeds", "2"]
 
 
-def ignore(step, loss):
-    pass
-
-
-def runs_of(program, *flags):
-    """The runs of a program's command line, and its data set."""
-    parser = program.make_parser()
-    args = parser.parse_args(["--network", "softmax", "--epochs", "2", *flags])
-    dataset = trained.dataset_of(args, parser)
-    return trained.runs_of(args, parser, dataset), dataset
+def sweep_of(program, *flags, monkeypatch):
+    """What a program's command line asks for."""
+    asked = []
+    monkeypatch.setattr(sweep, "run", lambda asked_for: asked.append(asked_for) or 0)
+    assert program.main(["--network", "softmax", "--epochs", "2", *flags]) == 0
+    return asked[0]
 
 
 @pytest.mark.parametrize(
@@ -53,11 +49,12 @@ def test_a_program(program, optimizer, flags, gradients, key, form, tmp_path, mo
 
     name = program.__name__
     folder = tmp_path / "runs" / f"{name}-digits-1"
-    files = {"results.json", "settings.json", "table.txt", f"{name}.png"}
+    files = {"metrics.jsonl", "results.json", "settings.json", "table.md", f"{name}.png"}
     assert {file.name for file in folder.iterdir()} == files
-    records = json.loads((folder / "results.json").read_text())
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if key in record]
     assert [(r["optimizer"], r["seed"], r["gradients"]) for r in records] == [
-        (optimizer, seed, gradients) for seed in (0, 1)
+        (OPTIMIZERS[optimizer].label, seed, gradients) for seed in (0, 1)
     ]
     if program is noisy_weights:
         for record in records:
@@ -65,15 +62,14 @@ def test_a_program(program, optimizer, flags, gradients, key, form, tmp_path, mo
             assert record["accuracy_3"] < record["accuracy_0"] - 0.05
             assert np.shape(record["noisy"]) == (2, 2)
 
-    table = (folder / "table.txt").read_text()
-    assert "…" not in table
-    assert max(map(len, table.splitlines()[1:])) <= 80
+    page = (folder / "table.md").read_text()
+    table = [line for line in page.splitlines() if line.startswith("|")]
+    assert max(map(len, table)) <= 80
     values = [r[key] * (1 if program is sharpness else 100) for r in records]
-    assert f"{np.mean(values):{form}}" in table
-    assert f"± {np.std(values, ddof=1):{form}}" in table
+    assert f"{np.mean(values):{form}} ± {np.std(values, ddof=1):{form}}" in table[-1]
     shown = capsys.readouterr().out
-    for line in table.splitlines():
-        assert line.strip() in shown
+    for line in table:
+        assert line in shown
 
     picture = folder / f"{name}.png"
     assert picture.stat().st_size < 300_000
@@ -81,12 +77,12 @@ def test_a_program(program, optimizer, flags, gradients, key, form, tmp_path, mo
 
 
 def test_the_sharpness_is_that_of_the_explicit_hessian(monkeypatch):
-    runs, dataset = runs_of(sharpness, "--optimizers", "sgd")
-    loss = sharpness.batch_loss(runs["sgd"], 40)
-    params, stats = init_weights(runs["sgd"].model, 0)
-    untrained = trained.Trained(params, stats, {})
-    monkeypatch.setattr(trained, "train_one", lambda *args, **options: untrained)
-    record = sharpness.measure(loss, 0.05, 30, runs["sgd"], 0, ignore)
+    asked = sweep_of(sharpness, "--optimizers", "sgd", monkeypatch=monkeypatch)
+    (run,) = sweep.build(asked).values()
+    dataset = run.dataset
+    state = init_state(run.model, run.tx, 0)
+    params = state.params
+    record = sharpness.measure(run, 0, Epoch({}, {}, state), rho=0.05, examples=40, iterations=30)
 
     x = dataset.standardise(dataset.train_images[:40]).reshape(40, -1).astype(np.float64)
     x = np.append(x, np.ones((40, 1)), axis=1)
@@ -108,50 +104,87 @@ def test_the_sharpness_is_that_of_the_explicit_hessian(monkeypatch):
     assert record["rise"] <= 0.05 * np.linalg.norm(gradient) + 0.05**2 * record["eigenvalue"]
 
 
-def test_a_task_goes_on_from_the_weights_of_the_last():
-    parser = sequential.make_parser()
-    flags = "--network softmax --epochs 2 --optimizers slrla_released --batch_size 20"
-    args = parser.parse_args(flags.split())
-    dataset = trained.dataset_of(args, parser)
-    tasks = sequential.of_one_size(split_classes(dataset))
+def test_a_task_begins_with_the_weights_of_the_last(monkeypatch):
+    flags = ("--optimizers", "slrla_released", "--batch_size", "20")
+    asked = sweep_of(sequential, *flags, monkeypatch=monkeypatch)
+    (run,) = sweep.build(asked).values()
+    dataset, tasks = run.dataset, run.tasks
     # As many as the smallest of the tasks has.
     sizes = [np.isin(dataset.train_labels, task.classes).sum() for task in tasks]
     assert {task.dataset.train_size for task in tasks} == {min(sizes)}
     assert len({task.dataset.test_size for task in tasks}) == 1
 
-    run = sequential.runs_of(args, parser, tasks)["slrla_released"]
-    learner = sequential.Learner(tasks[:2], sequential.logits_of(run.model))
-    matrix = learner.measure(run, 0, ignore)["matrix"]
-    first, second = (replace(run, dataset=task.dataset) for task in tasks[:2])
+    epochs = list(sequential.train_tasks(run, [0], stop=None, on_step=lambda step, loss: None))
+    last = epochs[-1].record
+    assert [e.record["epoch"] for e in epochs] == list(range(11))
+    assert [e.record["task"] for e in epochs] == [1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert (last["steps"], last["gradients"]) == (run.steps, run.steps)
+    matrix = last["matrix"]
+    logits = sequential.logits_of(run.model)
+
+    def accuracy(weights, task):
+        return sequential.accuracy(logits, weights, task)
+
+    # By hand: two tasks.
+    first, second = (run.of(task) for task in tasks[:2])
     weights = sequential.Weights(*init_weights(run.model, 0)).told(tasks[0])
-    end = trained.train_one(first, 0, start=partial(sequential.going_on, weights))
-    head, before = end.params["network"]["head"], weights.params["network"]["head"]
-    assert learner.accuracy(sequential.Weights(end.params, end.stats), tasks[0]) > 0.9
+    end = list(train(first, [0], start=partial(sequential.resumed, weights)))[-1].state
+    learnt = sequential.Weights(*evaluated_weights(run, end))
+    head, before = learnt.params["network"]["head"], weights.params["network"]["head"]
+    assert accuracy(learnt, tasks[0]) > 0.9
     # The classes of the other tasks are out of the question: only decay moves them.
     moved = np.abs(head["kernel"] - before["kernel"]).max(axis=0)
     assert moved[:2].min() > 10 * moved[2:].max()
+    assert matrix[0] == [accuracy(learnt, task) for task in tasks]
 
-    weights = sequential.Weights(end.params, end.stats).told(tasks[1])
-    expected = learner.accuracy(weights, tasks[1])
-    assert matrix[0] == [learner.accuracy(weights, tasks[0]), expected]
-    epochs = list(train(second, [0], start=partial(sequential.going_on, weights)))
-    np.testing.assert_allclose(epochs[0].record["test_accuracy"], expected, atol=1e-6)
-    end = epochs[-1].state
-    last = sequential.Weights(run.slow_params(end.opt_state, end.params), end.stats)
-    assert matrix[1] == [learner.accuracy(last, task) for task in tasks[:2]]
+    told = learnt.told(tasks[1])
     x = dataset.standardise(tasks[1].dataset.test_images).reshape(-1, 64)
-    logits = x @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
-    answers = 2 + logits[:, 2:4].argmax(axis=1)
+    answers = np.asarray(x @ np.asarray(head["kernel"]) + np.asarray(head["bias"]))
+    answers = 2 + answers[:, 2:4].argmax(axis=1)
+    expected = accuracy(told, tasks[1])
     np.testing.assert_allclose(np.mean(answers == tasks[1].dataset.test_labels), expected)
+    epochs = list(train(second, [0], start=partial(sequential.resumed, told)))
+    np.testing.assert_allclose(epochs[0].record["test_accuracy"], expected, atol=1e-6)
+    learnt = sequential.Weights(*evaluated_weights(run, epochs[-1].state))
+    assert matrix[1] == [accuracy(learnt, task) for task in tasks]
+    diagonal = np.diag(np.array(matrix)).mean()
+    np.testing.assert_allclose(last["learning_accuracy"], diagonal)
+    np.testing.assert_allclose(last["average_accuracy"], np.mean(matrix[-1]))
 
 
-def test_equal_gradients():
+def test_equal_gradients(monkeypatch):
     flags = ("--optimizers", "sgd,sam,lookbehind_sam", "--epochs", "7", "--batch_size", "100")
-    runs, _ = runs_of(sharpness, *flags, "--equal", "gradients")
-    assert [run.steps for run in runs.values()] == [42, 21, 14]
-    assert [run.epochs for run in runs.values()] == [7, 4, 3]
-    runs, _ = runs_of(sharpness, *flags)
-    assert {run.steps for run in runs.values()} == {42}
+    asked = sweep_of(sharpness, *flags, "--equal", "gradients", monkeypatch=monkeypatch)
+    runs = sweep.build(asked).values()
+    assert [run.steps for run in runs] == [42, 21, 14]
+    assert [run.epochs for run in runs] == [7, 4, 3]
+    runs = sweep.build(sweep_of(sharpness, *flags, monkeypatch=monkeypatch)).values()
+    assert {run.steps for run in runs} == {42}
+
+
+@pytest.mark.parametrize(
+    ("program", "flag"),
+    [
+        (sharpness, "--rho 0.1"),
+        (sharpness, "--examples 100"),
+        (sharpness, "--iterations 3"),
+        (noisy_weights, "--sizes 0,1"),
+        (noisy_weights, "--draws 2"),
+        (sequential, "--classes_per_task 5"),
+    ],
+)
+def test_a_measurement_is_part_of_what_a_run_is_compared_by(
+    program, flag, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    flags = [*TINY, "--optimizers", "sgd", "--name", "mine"]
+    assert program.main(flags) == 0
+    assert program.main([*flags, "--resume"]) == 0
+    capsys.readouterr()
+    assert program.main([*flags, *flag.split(), "--resume"]) == 1
+    said = capsys.readouterr().err
+    assert f"is of another run: {flag.split()[0]} is " in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -191,10 +224,14 @@ def test_each_optimizer_by_name(name):
     ("program", "flags", "message"),
     [
         (sharpness, "--rho 0", "--rho: must be a positive number, got '0'"),
-        (sharpness, "--optimizers foo", "--optimizers: must be different ones of sgd, lookahead"),
+        (
+            sharpness,
+            "--optimizers foo",
+            "--optimizers: must be different names among sgd",
+        ),
         (sharpness, "--equal steps", "--equal: invalid choice: 'steps'"),
         (sharpness, "--epochs 1 --batch_size 600 --equal gradients", "--epochs: 1 with 1"),
-        (sharpness, "--batch_size 601", "--batch_size: there are only 600 training images"),
+        (sharpness, "--batch_size 601", "--batch_size: must be from 1 to 600, the number"),
         (sharpness, "--train_images 3", "--train_images: cannot train on 3 images of digits"),
         (sharpness, "--data_path /nowhere", "--data_path: the digits come with scikit-learn"),
         (sharpness, "--network vgg16", "--network: VGG-16: image_shape: must be at least 32"),
@@ -203,28 +240,17 @@ def test_each_optimizer_by_name(name):
         (noisy_weights, "--draws 0", "--draws: must be a whole number, at least 1, got '0'"),
         (sequential, "--classes_per_task 3", "--classes_per_task: must divide the 10 classes"),
         (sequential, "--classes_per_task 10", "into two tasks or more, got 10"),
-        (sequential, "--batch_size 500", "--batch_size: there are only 118 training images"),
+        (sequential, "--batch_size 500", "--batch_size: must be from 1 to 118, the number"),
     ],
 )
 def test_wrong_flags(program, flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as exit_:
-        program.main(flags.split())
-    assert exit_.value.code == 2
+    try:
+        code = program.main(flags.split())
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert message in captured.err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_divergence_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def diverges(*args, **options):
-        raise trained.Diverged("SGD diverged, from seed 0 in epoch 1 (step 2)")
-
-    monkeypatch.setattr(trained, "train_one", diverges)
-    assert sharpness.main(TINY) == 1
-    assert capsys.readouterr().err == (
-        "sharpness.py: SGD diverged, from seed 0 in epoch 1 (step 2)\n"
-    )
