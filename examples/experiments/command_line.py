@@ -73,8 +73,8 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
         "type": flags.milestones,
         "metavar": "LIST",
         "help": "where the next stage begins, comma-separated: fractions of the run below 1, or "
-        "epochs; none for a constant learning rate (default: {}, without those that a short run has "
-        "no room for)",
+        "epochs; none for a constant learning rate (default: {}, without those that a short run "
+        "has no room for)",
     },
     "learning_rate": {
         "type": flags.positive,

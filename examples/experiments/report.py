@@ -226,12 +226,13 @@ def notes(summary: Settings, columns: Sequence[Column]) -> list[str]:
     seeds = summary["seeds"]
     spread = f"Mean ± standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else "One seed"
     gradients = {entry["gradients"] for entry in summary["entries"].values()}
-    cost = [f"{n:,}" for n in sorted(gradients)]
+    *several, last = (f"{n:,}" for n in sorted(gradients))
+    cost = " or ".join(filter(None, [", ".join(several), last]))
     running = summary["best_by"] == "test_accuracy"
     best = (
         "" if running else " with recalibrated BatchNorm statistics, where there are slow weights"
     )
-    lines = [f"{spread}; {' or '.join(cost)} gradients per run. {summary['note']}."]
+    lines = [f"{spread}; {cost} gradients per run. {summary['note']}."]
     if any(column.when == "best" for column in columns):
         lines += [f"The best epoch is each seed's, chosen by the test accuracy{best}."]
     return [*lines, *(f"{line}." for line in summary["diverged"])]

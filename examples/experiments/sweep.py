@@ -329,12 +329,10 @@ def title_of(run: Run) -> str:
     data, epochs = run.dataset, run.epochs - run.more_epochs
     length = f"{epochs} epoch{'s' if epochs > 1 else ''}"
     length += f" and {run.more_epochs} more" if run.more_epochs else ""
-    gradients = run.gradients_per_step
     return (
         f"{data.name}, {data.train_size:,} training and {data.test_size:,} test images; "
         f"{run.model.name}, {run.model.size:,} parameters; "
         f"{length}, {run.steps:,} steps of {run.batch_size} images"
-        + (f" with {gradients} gradients each" if gradients > 1 else "")
     )
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from experiments import data
+from experiments import data, names
 from experiments.data import DataError, Dataset, archives, batches
 from experiments.data.augment import crop_and_flip
 from experiments.data.idx import read_idx
@@ -44,7 +44,7 @@ def one_line(error):
     ],
 )
 def test_spellings(spelling, name):
-    assert data.find(spelling) == name
+    assert names.find(spelling, data.DATASETS, data.ALIASES) == name
 
 
 def test_unknown_names():
@@ -240,7 +240,7 @@ def test_the_comparison_on_an_idx_folder(tmp_path, monkeypatch):
     flags = "--dataset fashion_mnist --batch_size 8 --network softmax --epochs 2 --seeds 2"
     flags += f" --optimizers sla --stages 0.5 --data_path {tmp_path}"
     assert compare.main(flags.split()) == 0
-    records = (tmp_path / "runs/fashion_mnist-1/metrics.jsonl").read_text().splitlines()
+    records = (tmp_path / "runs/compare-fashion_mnist-1/metrics.jsonl").read_text().splitlines()
     assert len([json.loads(record) for record in records]) == 2 * 3
 
 

@@ -138,7 +138,7 @@ def test_the_released_command_lines(cifar, command, network, size):
     dataset = "cifar100" if "CIFAR100" in command else "cifar10"
     assert sweep.title_of(run) == (
         f"{dataset}, 256 training and 256 test images; {network}, {size} parameters; "
-        "200 epochs, 400 steps of 128 images with 3 gradients each"
+        "200 epochs, 400 steps of 128 images"
     )
     assert run.dataset.augmented
     assert run.gradients_per_step == 3

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from experiments import models as networks
+from experiments import names
 from experiments.models.layers import BatchNorm, conv, head
 from experiments.models.vgg import VGG, adaptive_mean
 from flax import nnx
@@ -145,13 +146,13 @@ def test_the_vggs_need_32_pixels():
     ],
 )
 def test_find(name, found):
-    assert networks.find(name) == found
+    assert names.find(name, networks.NETWORKS) == found
 
 
 @pytest.mark.parametrize("name", ["ResNet-20", "", "resnet 18"])
 def test_find_names_what_there_is(name):
-    with pytest.raises(ValueError, match=r"network: must be one of resnet, .*VGG-16-BN, got") as e:
-        networks.find(name)
+    with pytest.raises(ValueError, match=r"must be one of resnet, .*VGG-16-BN, got") as e:
+        names.find(name, networks.NETWORKS)
     assert str(e.value).endswith(f"got {name!r}")
 
 
