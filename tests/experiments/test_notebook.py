@@ -81,7 +81,7 @@ def test_text_and_notebook_are_the_same():
         return [(cell.cell_type, cell.source, dict(cell.metadata)) for cell in cells]
 
     assert content(notebook.cells) == content(text.cells), (
-        "write it anew: jupytext --to ipynb --update examples/notebooks/first_steps.py"
+        "regenerate it: jupytext --to ipynb --update examples/notebooks/first_steps.py"
     )
     assert notebook.metadata.kernelspec == text.metadata.kernelspec
 

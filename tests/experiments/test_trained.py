@@ -1,4 +1,4 @@
-"""The programs that look at trained weights, at tiny sizes, against what can be computed anew."""
+"""The programs that look at trained weights, at tiny sizes, against direct computations."""
 
 import json
 from functools import partial
