@@ -36,8 +36,6 @@ LOOK = {
     "axes.titlepad": 18,
     "legend.frameon": False,
     "legend.handlelength": 2.6,
-    # A name may have a dollar sign in it, which is no mathematics.
-    "text.parse_math": False,
 }
 # Characters of a title on an inch of a picture's width.
 PER_INCH = 13
