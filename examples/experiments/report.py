@@ -72,8 +72,11 @@ def report(
       pictures: files in the folder that the page shows.
 
     Returns:
-      The table and what belongs to it, in lines.
+      The table and what belongs to it, in lines. If all entries have diverged, nothing is
+      written, and the lines say so.
     """
+    if not results.runs:
+        return list(results.diverged)
     summary = summarise(results, note, best_by, published, sources)
     write_json(results.folder / "results.json", summary)
     text = page(summary, columns, pictures)

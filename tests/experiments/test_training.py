@@ -424,7 +424,7 @@ def test_a_checkpoint_of_another_run_is_refused(small, tmp_path):
     records(run, checkpoints=Checkpoints(tmp_path, {"lr": 0.1, "k": 5}))
     with pytest.raises(CheckpointError, match=r"of another run: lr is 0.1 there and 0.2 here$"):
         records(run, checkpoints=Checkpoints(tmp_path, {"lr": 0.2, "k": 5}))
-    both = r"--k is 5 there and not given here, --lr is 0.1 there and 0.2 here$"
+    both = r"--lr is 0.1 there and 0.2 here, --k is 5 there and not given here$"
     with pytest.raises(CheckpointError, match=both):
         records(run, checkpoints=Checkpoints(tmp_path, {"lr": 0.2}, flag_of=lambda n: f"--{n}"))
 
