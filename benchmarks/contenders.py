@@ -71,6 +71,7 @@ def contenders(optimizer: str) -> list[Contender]:
             slrla_jax.multilayer_lookahead(inner, (SYNC_PERIOD,) * 2, (SLOW_STEP_SIZE,) * 2),
         ),
         Contender("slrla", slrla_jax.slrla(make, stages)),
+        Contender("primal_averaging", slrla_jax.primal_averaging(inner)),
         Contender("optax.lookahead", optax.lookahead(inner, SYNC_PERIOD, SLOW_STEP_SIZE), True),
     ]
     if optimizer == "momentum":

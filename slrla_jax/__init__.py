@@ -17,6 +17,7 @@ from slrla_jax._lookahead import LookaheadState, lookahead
 from slrla_jax._lookbehind import asam, lookbehind, sam
 from slrla_jax._moments import declare_moments
 from slrla_jax._multilayer import multilayer_lookahead
+from slrla_jax._primal_averaging import PrimalAveragingState, primal_averaging
 from slrla_jax._slow_params import slow_params
 from slrla_jax._slrla import Stage, slrla, slrla_sgd
 from slrla_jax._stagewise import StagewiseProxState, stagewise_prox
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaBoundState",
     "LookaheadState",
+    "PrimalAveragingState",
     "ScaleByAdaGradNormState",
     "ScaleByAdaLossState",
     "Stage",
@@ -39,6 +41,7 @@ __all__ = [
     "lookahead",
     "lookbehind",
     "multilayer_lookahead",
+    "primal_averaging",
     "sam",
     "scale_by_adagrad_norm",
     "scale_by_adaloss",

@@ -9,6 +9,9 @@ import numpy as np
 import optax
 
 from slrla_jax._lookahead import LookaheadState, slow_weights
+from slrla_jax._primal_averaging import PrimalAveragingState, averaged
+
+State = LookaheadState | PrimalAveragingState
 
 # The path of a leaf in a tree, independent of the types of its containers.
 Place = tuple[Any, ...]
@@ -18,7 +21,7 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params
     """Returns the slow weights, wherever the lookahead is within an optimizer state.
 
     These are the weights to evaluate at any step: θ during a cycle, and the params
-    themselves between a sync and the next step.
+    themselves between a sync and the next step; with `primal_averaging` they are x.
 
     Args:
       opt_state: the state of any transformation that contains a lookahead, for example
@@ -74,22 +77,24 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params
     )
 
 
-def _slow_leaves(state: LookaheadState, current: dict[Place, Any]) -> dict[Place, Any]:
+def _slow_leaves(state: State, current: dict[Place, Any]) -> dict[Place, Any]:
     """The slow weights of one lookahead, by their paths in the params."""
-    # One flag for the whole state, or one per replica along leading axes. An
+    # One count for the whole state, or one per replica along leading axes. An
     # nnx.Optimizer boxes it.
-    (synced,) = jax.tree.leaves(state.synced)
+    (count,) = jax.tree.leaves(state.steps_taken)
 
     def read(theta: jax.Array, p: Any) -> Any:
-        flag = jnp.reshape(synced, synced.shape + (1,) * (theta.ndim - synced.ndim))
-        return slow_weights(flag, theta, p)
+        if isinstance(state, PrimalAveragingState):
+            (mu,) = jax.tree.leaves(state.interpolation)
+            return averaged(theta, p, _along(mu, theta))
+        (synced,) = jax.tree.leaves(state.synced)
+        return slow_weights(_along(synced, theta), theta, p)
 
-    stored = {
-        _place(path): theta
-        for path, theta in jax.tree_util.tree_leaves_with_path(state.cycle_start_params)
-    }
-    if _is_flat(stored, current, synced.ndim):
-        return _read_flat(read, stored[()], current, synced.ndim)
+    averages = isinstance(state, PrimalAveragingState)
+    tree = getattr(state, "inner_params" if averages else "cycle_start_params")
+    stored = {_place(path): theta for path, theta in jax.tree_util.tree_leaves_with_path(tree)}
+    if _is_flat(stored, current, count.ndim):
+        return _read_flat(read, stored[()], current, count.ndim)
 
     slow: dict[Place, Any] = {}
     for place, theta in stored.items():
@@ -105,6 +110,11 @@ def _slow_leaves(state: LookaheadState, current: dict[Place, Any]) -> dict[Place
             leaf = slow.get(where, 0) + (1j * leaf if place[-1] == "imaginary" else leaf)
         slow[where] = leaf
     return slow
+
+
+def _along(scalar: jax.Array, leaf: jax.Array) -> jax.Array:
+    """A scalar, or one for each replica, in a shape that broadcasts with a leaf."""
+    return jnp.reshape(scalar, scalar.shape + (1,) * (leaf.ndim - scalar.ndim))
 
 
 # Matching the tree of the state to that of the params
@@ -173,13 +183,13 @@ def _key(entry: Any) -> Any:
 
 
 def _is_lookahead(node: Any) -> bool:
-    return isinstance(node, LookaheadState)
+    return isinstance(node, State)
 
 
 def _nothing_found(opt_state: Any) -> str:
     """The error message for a state without slow weights."""
     places = [_place(path) for path, _ in jax.tree_util.tree_leaves_with_path(opt_state)]
-    if any("cycle_start_params" in place for place in places):
+    if any({"cycle_start_params", "inner_params"} & set(place) for place in places):
         return (
             "`opt_state` has the fields of a lookahead, but in plain containers, as when a "
             "checkpoint is restored without a target: restore it with `tx.init(params)` as the "

@@ -354,3 +354,22 @@ def nested_lookaheads_with_independent_periods(
         path.fast[-1] = v
         if (s + 1) % periods[-1] == 0:
             path.sync(v)
+
+
+def primal_averaging(
+    path: Path,
+    gradient: Gradient,
+    eta: Schedule,
+    train_interpolation: Schedule,
+    eval_interpolation: Schedule,
+    theta: np.ndarray,
+    A: SGD,
+) -> None:
+    """The three sequences as they are defined; x are the slow weights, y the fast ones."""
+    x = y = z = theta
+    while True:
+        s = path.next_step()
+        z = A.step(z, gradient(y, s), eta(s))
+        x = eval_interpolation(s) * x + (1 - eval_interpolation(s)) * z
+        y = train_interpolation(s) * x + (1 - train_interpolation(s)) * z
+        path.add(y, x)

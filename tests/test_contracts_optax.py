@@ -53,7 +53,7 @@ def test_the_rows_are_different_transforms():
             assert differ(a.params, b.params)
 
 
-@rows(lambda row: row.has_slow)
+@rows(lambda row: row.has_slow and not row.averages)
 def test_the_rows_sync_and_differ_between_syncs(row):
     at_slow = jax.tree.map(lambda p, s: np.asarray(p == s), plain(row).params, plain(row).slow)
     together = np.logical_and(at_slow["w"].all((1, 2)), at_slow["b"].all(1))
@@ -307,7 +307,7 @@ NARROW = ["bfloat16", "float16", "float8_e4m3fn"]
 
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jitted"])
-@rows(lambda row: row.name != "adabound" and "slow_dtype" not in row.name)
+@rows(lambda row: row.name != "adabound" and "slow_dtype" not in row.name and not row.averages)
 def test_hyperparameters_in_the_params_narrow_dtype(row, dtype, jitted):
     """As `inject_hyperparams` makes them: checks and steps accept every real dtype."""
     params = jax.tree.map(lambda p: p.astype(dtype), device_params())
@@ -383,7 +383,7 @@ def knowing(tx: Any, extra: Callable[[Any, Any], dict[str, Any]]) -> Any:
     return optax.GradientTransformation(tx.init, update)
 
 
-@rows(lambda row: row.has_inner and not row.stages)
+@rows(lambda row: row.has_inner and not row.stages and not row.averages)
 @pytest.mark.parametrize(
     ("inner", "extra"),
     [
@@ -405,7 +405,7 @@ def test_inner_optimizers_that_need_extra_arguments(row, inner, extra):
     assert_same_run(passed, knew)
 
 
-@rows_with_inner
+@rows(lambda row: row.has_inner and not row.averages)
 def test_extra_arguments_refer_to_the_loss_that_the_inner_optimizer_minimises(row):
     heard = []
     value_of, grads_of = quick_jit(loss), quick_jit(loss_gradients)

@@ -22,6 +22,7 @@ from slrla_jax import (
     lookahead,
     lookbehind,
     multilayer_lookahead,
+    primal_averaging,
     sam,
     slow_params,
     slrla,
@@ -103,6 +104,8 @@ class Row(NamedTuple):
       has_inner: whether there is an inner optimizer to choose, which takes one step per
         gradient.
       has_slow: whether there are slow weights.
+      averages: whether they are an average over all steps, without syncs, and the inner
+        optimizer sees other weights than the params.
       extra: the extra arguments of `update`, given the params and the step.
       stages: the stages whose regulariser is part of the loss passed to the inner optimizer.
       splits: whether a complex param moves as its two parts would move separately.
@@ -116,6 +119,7 @@ class Row(NamedTuple):
     takes_schedule: bool = True
     has_inner: bool = True
     has_slow: bool = True
+    averages: bool = False
     extra: Callable[[Any, Any], dict[str, Any]] = no_extra
     stages: Sequence[Stage] = ()
     splits: bool = True
@@ -164,6 +168,24 @@ TABLE = [
                 sgd(), (2, 3), (0.5, slow_step_size), sync_moments="pullback"
             )
         )(**kwargs),
+    ),
+    Row(
+        "primal_averaging-sgd",
+        lambda around: primal_averaging(around(sgd()), 0.7, 0.6),
+        lambda inject, **kwargs: inject(primal_averaging)(
+            optax.sgd(0.1), **{"eval_interpolation": 0.6} | kwargs
+        ),
+        hyperparameter="eval_interpolation",
+        averages=True,
+    ),
+    Row(
+        "primal_averaging-adam",
+        lambda around: primal_averaging(around(adam()), 0.5, 0.9),
+        lambda inject, **kwargs: inject(primal_averaging)(
+            adam(), **{"eval_interpolation": 0.9} | kwargs
+        ),
+        hyperparameter="train_interpolation",
+        averages=True,
     ),
     Row(
         "stagewise_prox-sgd",

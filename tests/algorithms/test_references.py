@@ -243,6 +243,71 @@ def test_lookahead_with_plain_numbers(optimizer, sync_moments, lr, k, alpha):
     )
 
 
+# Primal averaging
+
+train_interpolations = st.one_of(st.floats(0.2, 1.0), st.sampled_from([0.5, 1.0]))
+eval_interpolations = st.one_of(st.floats(0.0, 0.99), st.sampled_from([0.0, 0.5]))
+
+
+def averaging_by_tables(optimizer, lr, train_mu, eval_mu):
+    inner = OPTIMIZERS[optimizer][0](looked_up(lr))
+    return slrla_jax.primal_averaging(inner, looked_up(train_mu), looked_up(eval_mu))
+
+
+@every_optimizer
+@few(15)
+@given(
+    lr=tables(learning_rates),
+    train_mu=tables(train_interpolations),
+    eval_mu=tables(eval_interpolations),
+)
+def test_primal_averaging_with_schedules(optimizer, lr, train_mu, eval_mu):
+    expect(
+        train(averaging_by_tables, optimizer, lr=lr, train_mu=train_mu, eval_mu=eval_mu),
+        references.primal_averaging,
+        eta=looked_up(lr),
+        train_interpolation=looked_up(train_mu),
+        eval_interpolation=looked_up(eval_mu),
+        A=OPTIMIZERS[optimizer][1](),
+    )
+
+
+@few(5)
+@given(
+    optimizer=st.sampled_from(sorted(OPTIMIZERS)),
+    dtype=st.sampled_from(sorted(TOLERANCE)),
+    train_mu=train_interpolations,
+    eval_mu=eval_interpolations,
+)
+def test_primal_averaging_with_plain_numbers(optimizer, dtype, train_mu, eval_mu):
+    tx = slrla_jax.primal_averaging(OPTIMIZERS[optimizer][0](0.1), train_mu, eval_mu)
+    expect(
+        train_static(tx, dtype),
+        references.primal_averaging,
+        dtype,
+        eta=always(0.1),
+        train_interpolation=always(train_mu),
+        eval_interpolation=always(eval_mu),
+        A=OPTIMIZERS[optimizer][1](),
+    )
+
+
+@every_optimizer
+@pytest.mark.parametrize("train_mu", [0.3, 1.0])
+def test_without_eval_interpolation_primal_averaging_is_the_inner_optimizer(optimizer, train_mu):
+    fast, slow = train_static(
+        slrla_jax.primal_averaging(OPTIMIZERS[optimizer][0](0.1), train_mu, 0.0)
+    )
+    want, _ = references.trace(
+        STEPS,
+        lambda path: references.sgd(
+            path, gradient, always(0.1), INITIAL, OPTIMIZERS[optimizer][1]()
+        ),
+    )
+    np.testing.assert_allclose(fast, want, rtol=0, atol=TOLERANCE["float64"])
+    np.testing.assert_allclose(slow, want, rtol=0, atol=TOLERANCE["float64"])
+
+
 # Multilayer Lookahead
 
 
