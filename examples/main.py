@@ -33,6 +33,13 @@ from experiments.sweep import Sweep
 
 BASE = Config(dataset="cifar10", model="ResNet-18", input_norm=False, epochs=100, batch_size=128)
 STAGED = {"sync_period": "--stage_ks", "slow_step_size": "--stage_alphas", "beta": "--stage_betas"}
+# What messages call the settings that two flags of the released code have two of each.
+RELEASED = {
+    "sync_period": "--lookahead (k)",
+    "slow_step_size": "--lookahead (α)",
+    "anchor_period": "--slr (S)",
+    "beta": "--slr (2β)",
+}
 
 
 def make_parser() -> Parser:
@@ -136,8 +143,7 @@ def optimizer_of(args: Namespace, parser: Parser) -> dict[str, Any]:
         (False, True): "prox_released",
         (True, True): "slrla_released",
     }
-    parser.flags_of |= dict.fromkeys(("sync_period", "slow_step_size"), "--lookahead")
-    parser.flags_of |= dict.fromkeys(("beta", "anchor_period"), "--slr")
+    parser.flags_of |= RELEASED
     return {
         "optimizer": optimizers[args.lookahead is not None, args.slr is not None],
         "beta": 2 * beta,
@@ -151,6 +157,7 @@ def optimizer_of(args: Namespace, parser: Parser) -> dict[str, Any]:
 def sweep_of(args: Namespace, parser: Parser) -> Sweep:
     """Returns what the command line asks for."""
     parser.flags_of["optimizer"] = "--optim, --lookahead or --slr"
+    parser.flags_of["whole_cycles"] = "--stage_betas, --stage_alphas or --stage_ks"
     return single(config_of(args, BASE, **optimizer_of(args, parser)), args, parser)
 
 

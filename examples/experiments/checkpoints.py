@@ -8,6 +8,7 @@ killed at any time.
 """
 
 import json
+import shutil
 import sys
 import zlib
 from collections.abc import Callable, Collection, Mapping
@@ -23,6 +24,9 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from experiments.steps import State, Tree
 
 KEPT = 2
+# What a killed process leaves of a checkpoint. Orbax would remove it in a thread that it does not
+# wait for, and that complains if the program ends first.
+UNFINISHED = "*.orbax-checkpoint-tmp*"
 NEVER = sys.maxsize
 # An error of Orbax's is cut off after so many characters.
 LONGEST = 200
@@ -73,11 +77,12 @@ class Checkpoints:
         newest = LatestN(KEPT)
         best = BestN(get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False)
         try:
+            for unfinished in self.folder.glob(UNFINISHED):
+                shutil.rmtree(unfinished)
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=AnyPreservationPolicy([newest, best]),
-                    cleanup_tmp_directories=True,
                     create=True,
                 ),
             )

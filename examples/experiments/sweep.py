@@ -119,6 +119,14 @@ class Sweep:
     flag_of: Callable[[str], str] = str
 
 
+class Screen(Console):
+    """A console that leaves it to the program what happens when nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises the BrokenPipeError that is being handled again, instead of exiting."""
+        raise
+
+
 def run(sweep: Sweep, console: Console | None = None) -> int:
     """Trains every entry from every seed, shows it, and leaves the results in a folder.
 
@@ -130,7 +138,7 @@ def run(sweep: Sweep, console: Console | None = None) -> int:
       CheckpointError: if a checkpoint is of another run, or damaged, or cannot be written.
       Stopped: if the process was asked to stop.
     """
-    console = console or Console()
+    console = console or Screen()
     check_options(sweep)
     runs = build(sweep)
     where = run_folder(sweep.root, sweep.name, otherwise=sweep.otherwise, resume=sweep.resume)
@@ -236,7 +244,7 @@ def open_folder(sweep: Sweep, runs: Mapping[str, Run], folder: Path) -> tuple[Re
         path = folder / "settings.json"
         about = settings.merged(path, fingerprints, sweep.seeds, sweep.more_epochs, sweep.flag_of)
         log = Log(folder / "metrics.jsonl")
-        for entry in sweep.entries if sweep.resume and sweep.checkpoint else ():
+        for entry in sweep.entries if sweep.checkpoint else ():
             check_checkpoints(sweep, entry, runs[entry.label], folder)
         settings.write_json(path, about)
         log.save()
@@ -312,8 +320,8 @@ def introduction(runs: Mapping[str, Run], about: Record, log: Log) -> Iterator[s
     yield from settings.weaker(about)
     if log.damaged:
         yield (
-            f"{log.path} had {log.damaged} damaged line{'s' if log.damaged > 1 else ''}; what was "
-            "in them is restored or run again"
+            f"{log.path} had {log.damaged} damaged line{'s' if log.damaged > 1 else ''}, whose "
+            "content is restored or run again"
         )
     yield f"Results go to {log.path.parent}"
     yield ""

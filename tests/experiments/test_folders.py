@@ -1,5 +1,6 @@
 """The folder of a run: made, refused, and kept from other processes."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_a_new_folder_that_stays_empty_goes_again(tmp_path):
     assert (tmp_path / "old").exists()
 
 
-@pytest.mark.parametrize("name", ["lr[0.1]", "a*b", "what?", "back\\slash"])
+@pytest.mark.parametrize("name", ["lr[0.1]", "a*b", "what?", "back\\slash", r"$\frac$"])
 def test_a_path_that_orbax_cannot_read_is_refused(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     assert main.main([*SMALL.split(), "--exp_name", name]) == 2
@@ -81,6 +82,31 @@ def test_what_stands_in_the_way_is_named(tmp_path):
         run_folder(tmp_path / "file", "run", otherwise="", resume=False),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", [None, "run"])
+def test_a_root_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    flags = [*SMALL.split(), *(() if name is None else ("--exp_name", name))]
+    folder = name or "main-digits-1"
+
+    def error():
+        capsys.readouterr()
+        assert main.main(flags) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        return captured.err.partition(f"main.py: error: --exp_name: cannot make runs/{folder}: ")
+
+    (tmp_path / "runs").touch()
+    assert error()[::2] == ("", "Not a directory\n")
+    (tmp_path / "runs").unlink()
+
+    def forbidden(self, *args, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    assert error()[::2] == ("", "Permission denied\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_name_each_run_gets_a_folder(tmp_path):
