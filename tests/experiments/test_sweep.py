@@ -230,7 +230,7 @@ def test_checkpoints_elsewhere_of_another_run_are_refused_and_nothing_is_left(he
 
 
 def test_what_a_killed_process_has_not_finished_is_removed(here):
-    unfinished = here / f"runs/mine/checkpoints/seed_0/15{ocp.utils.TMP_DIR_SUFFIX}"
+    unfinished = here / f"runs/mine/checkpoints/seed_0/7{ocp.utils.TMP_DIR_SUFFIX}"
     (unfinished / "state").mkdir(parents=True)
     assert main.main([*FLAGS, "--resume"]) == 0
     assert saved(here / "runs/mine/checkpoints/seed_0") == {15, 30}
