@@ -72,11 +72,11 @@ def report(
       pictures: files in the folder that the page shows.
 
     Returns:
-      The table and what belongs to it, in lines. If all entries have diverged, nothing is
-      written, and the lines say so.
+      The table and what belongs to it, in lines; none, and nothing is written, if all entries
+      have diverged.
     """
     if not results.runs:
-        return list(results.diverged)
+        return []
     summary = summarise(results, note, best_by, published, sources)
     write_json(results.folder / "results.json", summary)
     text = page(summary, columns, pictures)
