@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from slrla_jax._lookahead import LookaheadState, slow_weights
+from slrla_jax._two_loop import TwoLoopState
 
 # The path of a leaf in a tree, independent of the types of its containers.
 Place = tuple[Any, ...]
@@ -18,14 +19,15 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params
     """Returns the slow weights, wherever the lookahead is within an optimizer state.
 
     These are the weights to evaluate at any step: θ during a cycle, and the params
-    themselves between a sync and the next step.
+    themselves between a sync and the next step. With the replicas of `diloco`, whose params
+    equal θ only up to rounding then, they are θ at every step.
 
     Args:
-      opt_state: the state of any transformation that contains a lookahead, for example
-        inside `optax.chain`, `MultiSteps`, `masked`, `partition`, `inject_hyperparams` or
-        `flatten`; the `opt_state` of a Linen `TrainState` or of an `nnx.Optimizer`; or a
-        state replicated by pmap or batched by vmap together with the params. If
-        lookaheads are nested, the outermost counts.
+      opt_state: the state of any transformation that contains a lookahead (or a `two_loop`,
+        which is meant below as well), for example inside `optax.chain`, `MultiSteps`,
+        `masked`, `partition`, `inject_hyperparams` or `flatten`; the `opt_state` of a Linen
+        `TrainState` or of an `nnx.Optimizer`; or a state replicated by pmap or batched by
+        vmap together with the params. If lookaheads are nested, the outermost counts.
       params: the current params, that is, the fast weights.
 
     Returns:
@@ -74,22 +76,27 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params
     )
 
 
-def _slow_leaves(state: LookaheadState, current: dict[Place, Any]) -> dict[Place, Any]:
+def _slow_leaves(
+    state: LookaheadState | TwoLoopState, current: dict[Place, Any]
+) -> dict[Place, Any]:
     """The slow weights of one lookahead, by their paths in the params."""
-    # One flag for the whole state, or one per replica along leading axes. An
-    # nnx.Optimizer boxes it.
-    (synced,) = jax.tree.leaves(state.synced)
+    # One number and one flag for the whole state, or one per replica along leading axes. An
+    # nnx.Optimizer boxes them. Without a flag, θ is stored at every step.
+    (steps,) = jax.tree.leaves(state.steps_since_sync)
+    synced = jax.tree.leaves(state.synced)
 
     def read(theta: jax.Array, p: Any) -> Any:
-        flag = jnp.reshape(synced, synced.shape + (1,) * (theta.ndim - synced.ndim))
+        if not synced:
+            return _copy(theta)
+        flag = jnp.reshape(synced[0], steps.shape + (1,) * (theta.ndim - steps.ndim))
         return slow_weights(flag, theta, p)
 
     stored = {
         _place(path): theta
         for path, theta in jax.tree_util.tree_leaves_with_path(state.cycle_start_params)
     }
-    if _is_flat(stored, current, synced.ndim):
-        return _read_flat(read, stored[()], current, synced.ndim)
+    if _is_flat(stored, current, steps.ndim):
+        return _read_flat(read, stored[()], current, steps.ndim)
 
     slow: dict[Place, Any] = {}
     for place, theta in stored.items():
@@ -173,7 +180,7 @@ def _key(entry: Any) -> Any:
 
 
 def _is_lookahead(node: Any) -> bool:
-    return isinstance(node, LookaheadState)
+    return isinstance(node, (LookaheadState, TwoLoopState))
 
 
 def _nothing_found(opt_state: Any) -> str:
