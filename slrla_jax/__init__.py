@@ -21,6 +21,7 @@ from slrla_jax._primal_averaging import PrimalAveragingState, primal_averaging
 from slrla_jax._slow_params import slow_params
 from slrla_jax._slrla import Stage, slrla, slrla_sgd
 from slrla_jax._stagewise import StagewiseProxState, stagewise_prox
+from slrla_jax._two_loop import TwoLoopState, diloco, snoo, two_loop
 
 __version__ = "0.1.0"
 
@@ -32,12 +33,14 @@ __all__ = [
     "ScaleByAdaLossState",
     "Stage",
     "StagewiseProxState",
+    "TwoLoopState",
     "adabound",
     "adagrad_norm",
     "adaloss",
     "asam",
     "decay_sqrt_schedule",
     "declare_moments",
+    "diloco",
     "lookahead",
     "lookbehind",
     "multilayer_lookahead",
@@ -48,5 +51,7 @@ __all__ = [
     "slow_params",
     "slrla",
     "slrla_sgd",
+    "snoo",
     "stagewise_prox",
+    "two_loop",
 ]

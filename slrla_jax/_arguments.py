@@ -21,11 +21,14 @@ Schedule = Callable[[Any], Any]
 ScalarOrSchedule = Scalar | Schedule
 
 
-def as_schedule(value: ScalarOrSchedule) -> Schedule:
-    """Returns a schedule unchanged, and a number as a constant schedule."""
+def as_schedule(value: ScalarOrSchedule | None) -> Schedule:
+    """Returns a schedule unchanged, and a number as a constant schedule.
+
+    That of None, which stands for manual syncs, must not be evaluated.
+    """
     if callable(value):
         return value
-    return lambda count: as_number(value)
+    return lambda count: as_number(value)  # type: ignore[arg-type]
 
 
 def as_number(value: Scalar) -> Any:
@@ -197,6 +200,15 @@ def check_bool(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be True or False, got {value!r}.")
 
 
+def check_axis_name(name: str, value: Any) -> None:
+    """Raises unless the value is the name of a mapped axis, or a tuple of such names."""
+    names = value if isinstance(value, tuple) and value else (value,)
+    if not all(isinstance(one, str) for one in names):
+        raise ValueError(
+            f"`{name}` must be the name of a mapped axis, or a tuple of names, got {value!r}."
+        )
+
+
 def check_dtype(name: str, dtype: DTypeLike | None) -> None:
     """Raises unless the value is None or a floating dtype that JAX is configured to use."""
     if dtype is None:
@@ -240,6 +252,26 @@ def check_params(transform: str, params: optax.Params | None) -> None:
     if params is None:
         raise ValueError(
             f"`params` must be passed to `update(updates, state, params)` of {transform}, got None."
+        )
+
+
+def check_sync(sync: Any, layers: int, *, is_needed: bool) -> None:
+    """Raises unless `sync` is None or says, when the program is compiled, which layers sync."""
+    if layers == 1:
+        wanted, is_valid = "True or False", isinstance(sync, (bool, np.bool_))
+    else:
+        wanted = f"the number of layers that sync, innermost first, from 0 to {layers}"
+        is_whole = isinstance(sync, (int, np.integer)) and sync is not True
+        is_valid = is_whole and 0 <= sync <= layers
+    if sync is None and is_needed:
+        raise ValueError(
+            "`sync` must be passed to `update(grads, state, params, sync=…)` if the sync period "
+            f"is None, got None: it must be {wanted}."
+        )
+    if sync is not None and not is_valid:
+        raise ValueError(
+            f"`sync` must be {wanted}, and known when the program is compiled (a static argument "
+            f"of `jax.jit`), got {sync!r}."
         )
 
 

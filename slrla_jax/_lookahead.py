@@ -47,7 +47,7 @@ class LookaheadState(NamedTuple):
 
 def lookahead(
     inner: optax.GradientTransformation,
-    sync_period: ScalarOrSchedule = 5,
+    sync_period: ScalarOrSchedule | None = 5,
     slow_step_size: ScalarOrSchedule = 0.8,
     *,
     sync_moments: str = "keep",
@@ -77,12 +77,20 @@ def lookahead(
     Each cycle starts from the params it is given. The params may therefore be changed
     between cycles, for example by another transformation, and lookaheads may be nested.
 
+    Manual syncs: `update(grads, state, params, sync=True)` syncs at this step, and
+    `sync=False` does not, whatever the period. With `sync=False` the compiled program is
+    that of `inner`: it neither reads nor writes the slow weights, which are returned as
+    they came. The cycle therefore starts from what the last `sync=True` (or `init`) has
+    stored, not from the params it is given. An automatic sync does not store them, so the
+    step after it must not be `sync=False`.
+
     Args:
       inner: the inner optimizer A, any optax transformation. Extra arguments of
         `update` (`value=`, `grad_fn=`, …) are passed on to it.
       sync_period: k, in optimizer steps; at least 1. A number, a traced array, or a
         schedule of the 0-based optimizer step. A sync happens at the first step at which
-        the number of steps since the last sync reaches the current k.
+        the number of steps since the last sync reaches the current k. None for manual
+        syncs only: every `update` must then be told `sync`.
       slow_step_size: α in (0, 1]; a number, a traced array, or a schedule of the
         0-based optimizer step, evaluated at the step of the sync. α = 1 is `inner`
         alone: bit-for-bit if it is a plain number, whereas with a traced 1 the compiler
@@ -105,17 +113,18 @@ def lookahead(
         for a schedule there.)
 
     Returns:
-      A transformation with `update(updates, state, params, **extra_args)`. Its state
-      is a `LookaheadState`, which is one copy of the params larger than the state of
-      `inner`.
+      A transformation with `update(updates, state, params, *, sync=None, **extra_args)`,
+      where `sync` is True, False, or None to sync by `sync_period`. Its state is a
+      `LookaheadState`, which is one copy of the params larger than the state of `inner`.
 
     Raises:
       ValueError: if `inner` is not a transformation, `sync_period` is below 1 or not
         whole, `slow_step_size` is outside (0, 1], `sync_moments` is unknown, `slow_dtype`
         is not floating or (at `init`) is narrower than the params, or `sync_moments`
         requires a declaration that the inner state lacks; and in `update`, if the params
-        are missing or the state was made for other params. Values known only inside a
-        compiled program cannot be checked.
+        are missing, if the state was made for other params, or if `sync` is missing
+        although `sync_period` is None, or is not a bool known when the program is
+        compiled. Values known only inside a compiled program cannot be checked.
 
     Example:
       Three steps forward and one back, from 0 with slope 1 and α = ½:
@@ -148,12 +157,13 @@ def lookahead(
 
 def lookahead_layer(
     inner: optax.GradientTransformation,
-    sync_period: ScalarOrSchedule,
+    sync_period: ScalarOrSchedule | None,
     slow_step_size: ScalarOrSchedule,
     sync_moments: str,
     slow_dtype: DTypeLike | None,
     *,
-    has_stepped: Callable[[Any], bool | jax.Array] = lambda inner_state: True,
+    layer: int = 1,
+    layers: int = 1,
     pull: Pull | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """One layer of Lookahead.
@@ -176,14 +186,18 @@ def lookahead_layer(
     unchanged. Each update reads and writes each copy of the params once, without
     temporaries, and after a sync the fast and slow weights are equal bit-for-bit.
 
+    A manual sync, which is known when the program is compiled, does θ ← p in the same update,
+    so that the steps up to the next one need not touch θ.
+
     Args:
       inner: layer 0, or the layer below.
-      sync_period: k.
+      sync_period: k; None for manual syncs only.
       slow_step_size: α.
       sync_moments: one of `moments.CHOICES`.
       slow_dtype: the dtype of θ; None for that of the params.
-      has_stepped: a function of the state of the layer below that says whether that layer
-        has just completed a step.
+      layer: the number of this layer; 1 is the innermost.
+      layers: the number of all layers. With manual syncs, the extra argument `sync` of
+        `update` is the number of layers that sync, counted from the innermost.
       pull: a regulariser that changes the gradients and needs the slow weights of the
         cycle: `pull(updates, params, slow, steps_taken)`.
     """
@@ -208,27 +222,48 @@ def lookahead_layer(
         updates: optax.Updates,
         state: LookaheadState,
         params: optax.Params | None = None,
+        *,
+        sync: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, LookaheadState]:
         arguments.check_params("a lookahead", params)
         arguments.check_state(state, LookaheadState)
         arguments.check_made_for(state.cycle_start_params, updates)
         arguments.check_params_of(state.cycle_start_params, params)
-        k, alpha = period_at(state.steps_taken), step_size_at(state.steps_taken)
+        if layer == layers:
+            arguments.check_sync(sync, layers, is_needed=sync_period is None)
+        alpha = step_size_at(state.steps_taken)
 
         # θ ← p at the start of a cycle.
-        slow = slow_weights(state.synced, state.cycle_start_params, params)
+        starts = state.synced if sync is None or sync >= layer else False
+        slow = slow_weights(starts, state.cycle_start_params, params)
         start_moments = moments.at_cycle_start(
-            sync_moments, state.synced, state.inner_state, state.cycle_start_moments
+            sync_moments, starts, state.inner_state, state.cycle_start_moments
         )
 
         # v ← p + u(p), a step of the inner optimizer.
         if pull is not None:
             updates = pull(updates, params, slow, state.steps_taken)
+        if layer > 1:
+            extra_args["sync"] = sync
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
-        stepped = has_stepped(inner_state)
+        # A sync of the layer below completes one step of it.
+        stepped = inner_state.synced if layer > 1 else True
         steps = state.steps_since_sync + jnp.asarray(stepped, jnp.int32)
-        sync = jnp.logical_and(stepped, steps >= k)
+        if sync is None:
+            sync = jnp.logical_and(stepped, steps >= period_at(state.steps_taken))
+        else:
+            sync = bool(sync >= layer)
+        state = LookaheadState(
+            inner_state=inner_state,
+            cycle_start_params=slow,
+            cycle_start_moments=start_moments,
+            steps_taken=optax.safe_increment(state.steps_taken),
+            steps_since_sync=steps,
+            synced=jnp.zeros((), bool),
+        )
+        if sync is False:
+            return updates, state
 
         # u ← (θ + α (v − θ)) − p at a sync.
         target = numerics.tree_map(
@@ -242,21 +277,38 @@ def lookahead_layer(
             sync_moments,
             sync,
             inner_state,
-            lambda: inner.init(_of_state(slow, numerics.add(params, updates))),
+            lambda: inner.init(of_state(slow, numerics.add(params, updates))),
             start_moments,
             alpha,
         )
         inner_state = moments.forget_evaluations(sync & (alpha != 1), inner_state)
-        return updates, LookaheadState(
+        state = state._replace(
             inner_state=inner_state,
-            cycle_start_params=_with_lost_bits(sync, slow, target, params),
-            cycle_start_moments=start_moments,
-            steps_taken=optax.safe_increment(state.steps_taken),
+            cycle_start_params=with_lost_bits(sync, slow, target, params),
             steps_since_sync=jnp.where(sync, 0, steps),
-            synced=sync,
+            synced=jnp.asarray(sync),
         )
+        if sync is True:
+            state = _start_cycle(state, numerics.landed(params, updates), sync_moments, layer)
+        return updates, state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _start_cycle(
+    state: LookaheadState, params: optax.Params, sync_moments: str, layer: int
+) -> LookaheadState:
+    """θ ← p in a layer and in all layers below it, which have synced as well."""
+    inner_state = state.inner_state
+    if layer > 1:
+        inner_state = _start_cycle(inner_state, params, sync_moments, layer - 1)
+    return state._replace(
+        inner_state=inner_state,
+        cycle_start_params=slow_weights(True, state.cycle_start_params, params),
+        cycle_start_moments=moments.at_cycle_start(
+            sync_moments, True, inner_state, state.cycle_start_moments
+        ),
+    )
 
 
 def _interpolate(theta: jax.Array, p: ArrayLike, u: ArrayLike, alpha: ArrayLike) -> jax.Array:
@@ -269,29 +321,34 @@ def _interpolate(theta: jax.Array, p: ArrayLike, u: ArrayLike, alpha: ArrayLike)
 
 
 def _step_back(
-    sync: jax.Array, u: ArrayLike, p: ArrayLike, target: jax.Array, alpha: ArrayLike
+    sync: ArrayLike, u: ArrayLike, p: ArrayLike, target: jax.Array, alpha: ArrayLike
 ) -> jax.Array:
     """At a sync, the update that moves p to the target; otherwise u.
 
     With α = 1 it is u itself, because rounding would make the params differ from those of
     the inner optimizer alone.
     """
-    u, p = jnp.asarray(u), jnp.asarray(p)
+    u = jnp.asarray(u)
     if not numerics.is_inexact(p):
         return u
+    return numerics.select(sync, numerics.at_limit(alpha == 1, u, update_to(target, p, u)), u)
+
+
+def update_to(target: jax.Array, p: ArrayLike, u: jax.Array) -> jax.Array:
+    """The update that moves p to the target, in the dtype of the update u."""
+    p = jnp.asarray(p)
     to_target = numerics.rounded(target, p.dtype) - numerics.widen(p)
-    to_target = numerics.rounded(to_target, u.dtype).astype(u.dtype)
-    return numerics.select(sync, numerics.at_limit(alpha == 1, u, to_target), u)
+    return numerics.rounded(to_target, u.dtype).astype(u.dtype)
 
 
-def _of_state(slow: optax.Params, params: optax.Params) -> optax.Params:
+def of_state(slow: optax.Params, params: optax.Params) -> optax.Params:
     """The params that the state was made for, without anything else the model holds."""
     return numerics.tree_map(lambda _, p: p, slow, params)
 
 
 def check_settings(
     inner: optax.GradientTransformation,
-    sync_period: ScalarOrSchedule,
+    sync_period: ScalarOrSchedule | None,
     slow_step_size: ScalarOrSchedule,
     sync_moments: str,
     slow_dtype: DTypeLike | None,
@@ -299,7 +356,8 @@ def check_settings(
 ) -> None:
     """Raises a ValueError for an invalid setting; `entry` marks its place in a list, if any."""
     arguments.check_transformation("inner", inner)
-    arguments.check_period(f"sync_period{entry}", sync_period)
+    if sync_period is not None:
+        arguments.check_period(f"sync_period{entry}", sync_period)
     arguments.check_step_size(f"slow_step_size{entry}", slow_step_size)
     arguments.check_choice("sync_moments", sync_moments, moments.CHOICES)
     arguments.check_dtype("slow_dtype", slow_dtype)
@@ -311,15 +369,16 @@ def check_settings(
 # the next cycle starts from that if the params still equal its rounded value.
 
 
-def slow_weights(
-    synced: jax.Array, cycle_start_params: optax.Params, params: optax.Params
-) -> optax.Params:
-    """The slow weights of the cycle: before its first step, the params themselves."""
-    return numerics.tree_map(
-        lambda theta, p: numerics.select(synced, _with_bits_of(theta, p), theta),
-        cycle_start_params,
-        params,
-    )
+def slow_weights(starts: ArrayLike, stored: optax.Params, params: optax.Params) -> optax.Params:
+    """The slow weights of the cycle: the params if it starts now, else what is stored.
+
+    A part of the params that is None, because it has no updates, stays as stored.
+    """
+
+    def leaf(theta: jax.Array, p: Any) -> jax.Array:
+        return theta if p is None else numerics.select(starts, _with_bits_of(theta, p), theta)
+
+    return numerics.tree_map(leaf, stored, params)
 
 
 def _with_bits_of(theta: jax.Array, p: ArrayLike) -> jax.Array:
@@ -331,8 +390,8 @@ def _with_bits_of(theta: jax.Array, p: ArrayLike) -> jax.Array:
     return numerics.at_limit(is_rounded, theta, p.astype(theta.dtype))
 
 
-def _with_lost_bits(
-    sync: jax.Array, slow: optax.Params, target: optax.Params, params: optax.Params
+def with_lost_bits(
+    sync: ArrayLike, slow: optax.Params, target: optax.Params, params: optax.Params
 ) -> optax.Params:
     """The slow weights to store: at a sync the new ones, if they are wider than the params."""
 

@@ -181,9 +181,9 @@ def find(sync_moments: str, state: optax.OptState) -> tuple[Any, ...]:
 
 
 def at_cycle_start(
-    sync_moments: str, synced: jax.Array, state: optax.OptState, start: tuple[Any, ...]
+    sync_moments: str, starts: ArrayLike, state: optax.OptState, start: tuple[Any, ...]
 ) -> tuple[Any, ...]:
-    """The moments at the start of the cycle: before its first step, those in `state` itself."""
+    """The moments at the start of the cycle: if it starts now, those in `state` itself."""
     wanted = find(sync_moments, state) if sync_moments == PULLBACK else ()
     structures: list[Any] = [jax.tree.structure(wanted), jax.tree.structure(start)]
     if structures[0] != structures[1]:
@@ -192,14 +192,14 @@ def at_cycle_start(
             f"transformation has `sync_moments` = {sync_moments!r}. Make the state with its `init`."
         )
     return tuple(
-        jax.tree.map(lambda now, old: numerics.select(synced, now, old), *trees)
+        jax.tree.map(lambda now, old: numerics.select(starts, now, old), *trees)
         for trees in zip(wanted, start, strict=True)
     )
 
 
 def at_sync(
     sync_moments: str,
-    sync: jax.Array,
+    sync: ArrayLike,
     state: optax.OptState,
     initial: Callable[[], optax.OptState],
     start: tuple[Any, ...],

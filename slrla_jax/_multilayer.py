@@ -1,6 +1,7 @@
 """Multilayer Lookahead: Lookahead around Lookahead."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import optax
 from jax.typing import DTypeLike
@@ -12,7 +13,7 @@ from slrla_jax._lookahead import check_settings, lookahead_layer
 
 def multilayer_lookahead(
     inner: optax.GradientTransformation,
-    sync_periods: Sequence[ScalarOrSchedule] = (5, 5),
+    sync_periods: Sequence[ScalarOrSchedule] | None = (5, 5),
     slow_step_sizes: Sequence[ScalarOrSchedule] = (0.8, 0.8),
     *,
     sync_moments: str = "keep",
@@ -32,21 +33,27 @@ def multilayer_lookahead(
     copies. Two layers can also be written by hand, as
     `lookahead(lookahead(inner, k_1, α_1), k_1 * k_2, α_2)`.
 
+    Manual syncs work as in `lookahead`, except that `sync` is the number of layers that sync
+    at this step, innermost first: 0 (or False) for none, up to L for all.
+
     Args:
       inner: the inner optimizer; see `lookahead`.
       sync_periods: k_1, …, k_L, innermost layer first, each in steps of the layer below;
         each is a number, a traced array, or a schedule of the 0-based optimizer step.
+        None for manual syncs only.
       slow_step_sizes: α_1, …, α_L, in the same form.
       sync_moments: what the syncs of every layer do to the moments of `inner`; see
         `lookahead`.
       slow_dtype: the dtype of the slow copies; see `lookahead`.
 
     Returns:
-      A transformation whose state is the outermost layer's `LookaheadState`, with the
-      layers below nested in its `inner_state`.
+      A transformation with `update(updates, state, params, *, sync=None, **extra_args)`.
+      Its state is the outermost layer's `LookaheadState`, with the layers below nested in
+      its `inner_state`.
 
     Raises:
-      ValueError: as `lookahead` does, and if a list is empty or the lists differ in length.
+      ValueError: as `lookahead` does, if a list is empty, if the lists differ in length, and
+        in `update`, if `sync` is not a number of layers.
 
     Example:
       >>> import jax.numpy as jnp, optax, slrla_jax
@@ -68,17 +75,18 @@ def multilayer_lookahead(
     """
     sync_periods = arguments.as_known(sync_periods)
     slow_step_sizes = arguments.as_known(slow_step_sizes)
-    arguments.check_nonempty("sync_periods", sync_periods)
+    if sync_periods is not None:
+        arguments.check_nonempty("sync_periods", sync_periods)
+        for n, k in enumerate(sync_periods):
+            arguments.check_period(f"sync_periods[{n}]", k)
     arguments.check_nonempty("slow_step_sizes", slow_step_sizes)
-    arguments.check_same_length(sync_periods=sync_periods, slow_step_sizes=slow_step_sizes)
-    layers = list(zip(sync_periods, slow_step_sizes, strict=True))
-    for n, (k, alpha) in enumerate(layers):
-        check_settings(inner, k, alpha, sync_moments, slow_dtype, entry=f"s[{n}]")
+    periods: Any = [None] * len(slow_step_sizes) if sync_periods is None else sync_periods
+    arguments.check_same_length(sync_periods=periods, slow_step_sizes=slow_step_sizes)
 
-    tx = lookahead_layer(inner, *layers[0], sync_moments, slow_dtype)
-    for k, alpha in layers[1:]:
-        # A sync of the layer below completes one step of it.
-        tx = lookahead_layer(
-            tx, k, alpha, sync_moments, slow_dtype, has_stepped=lambda beneath: beneath.synced
-        )
+    tx = inner
+    layers = len(slow_step_sizes)
+    for n, (k, alpha) in enumerate(zip(periods, slow_step_sizes, strict=True)):
+        settings = (k, alpha, sync_moments, slow_dtype)
+        check_settings(inner, *settings, entry=f"s[{n}]")
+        tx = lookahead_layer(tx, *settings, layer=n + 1, layers=layers)
     return tx

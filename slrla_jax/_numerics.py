@@ -56,6 +56,11 @@ def add(params: optax.Params, updates: optax.Updates) -> optax.Params:
     return jax.tree.map(leaf, updates, params, is_leaf=lambda x: x is None)
 
 
+def landed(params: optax.Params, updates: optax.Updates) -> optax.Params:
+    """The params that have an update, after it."""
+    return tree_map(lambda u, p: jnp.asarray(p + u).astype(jnp.result_type(p)), updates, params)
+
+
 def sum_of_squares(tree: optax.Updates) -> jax.Array:
     """The squared norm over all leaves together."""
 
@@ -109,8 +114,13 @@ def rounded(x: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 
 def select(condition: ArrayLike, new: ArrayLike, old: ArrayLike) -> jax.Array:
-    """`new` where the condition holds, else `old`, in the dtype and sharding of `old`."""
+    """`new` where the condition holds, else `old`, in the dtype and sharding of `old`.
+
+    With a condition that is known when the program is compiled, it is one of the two.
+    """
     old = jnp.asarray(old)
+    if isinstance(condition, bool):
+        return like(new, old) if condition else old
     return jnp.where(condition, like(new, old), old)
 
 

@@ -10,8 +10,9 @@ import optax
 
 from slrla_jax._lookahead import LookaheadState, slow_weights
 from slrla_jax._primal_averaging import PrimalAveragingState, averaged
+from slrla_jax._two_loop import TwoLoopState
 
-State = LookaheadState | PrimalAveragingState
+State = LookaheadState | PrimalAveragingState | TwoLoopState
 
 # The path of a leaf in a tree, independent of the types of its containers.
 Place = tuple[Any, ...]
@@ -21,14 +22,16 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params
     """Returns the slow weights, wherever the lookahead is within an optimizer state.
 
     These are the weights to evaluate at any step: θ during a cycle, and the params
-    themselves between a sync and the next step; with `primal_averaging` they are x.
+    themselves between a sync and the next step. With the replicas of `diloco`, whose params
+    equal θ only up to rounding then, they are θ at every step; with `primal_averaging` they
+    are the average x.
 
     Args:
-      opt_state: the state of any transformation that contains a lookahead, for example
-        inside `optax.chain`, `MultiSteps`, `masked`, `partition`, `inject_hyperparams` or
-        `flatten`; the `opt_state` of a Linen `TrainState` or of an `nnx.Optimizer`; or a
-        state replicated by pmap or batched by vmap together with the params. If
-        lookaheads are nested, the outermost counts.
+      opt_state: the state of any transformation that contains a lookahead (or a `two_loop`,
+        which is meant below as well), for example inside `optax.chain`, `MultiSteps`,
+        `masked`, `partition`, `inject_hyperparams` or `flatten`; the `opt_state` of a Linen
+        `TrainState` or of an `nnx.Optimizer`; or a state replicated by pmap or batched by
+        vmap together with the params. If lookaheads are nested, the outermost counts.
       params: the current params, that is, the fast weights.
 
     Returns:
@@ -79,22 +82,25 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params
 
 def _slow_leaves(state: State, current: dict[Place, Any]) -> dict[Place, Any]:
     """The slow weights of one lookahead, by their paths in the params."""
-    # One count for the whole state, or one per replica along leading axes. An
-    # nnx.Optimizer boxes it.
-    (count,) = jax.tree.leaves(state.steps_taken)
+    # One number and one flag for the whole state, or one per replica along leading axes. An
+    # nnx.Optimizer boxes them. Without a flag, θ is stored at every step.
+    (steps,) = jax.tree.leaves(state.steps_taken)
+
+    def along(number: jax.Array, leaf: jax.Array) -> jax.Array:
+        return jnp.reshape(number, steps.shape + (1,) * (leaf.ndim - steps.ndim))
 
     def read(theta: jax.Array, p: Any) -> Any:
         if isinstance(state, PrimalAveragingState):
             (mu,) = jax.tree.leaves(state.interpolation)
-            return averaged(theta, p, _along(mu, theta))
-        (synced,) = jax.tree.leaves(state.synced)
-        return slow_weights(_along(synced, theta), theta, p)
+            return averaged(theta, p, along(mu, theta))
+        synced = jax.tree.leaves(state.synced)
+        return slow_weights(along(synced[0], theta), theta, p) if synced else _copy(theta)
 
     averages = isinstance(state, PrimalAveragingState)
     tree = getattr(state, "inner_params" if averages else "cycle_start_params")
     stored = {_place(path): theta for path, theta in jax.tree_util.tree_leaves_with_path(tree)}
-    if _is_flat(stored, current, count.ndim):
-        return _read_flat(read, stored[()], current, count.ndim)
+    if _is_flat(stored, current, steps.ndim):
+        return _read_flat(read, stored[()], current, steps.ndim)
 
     slow: dict[Place, Any] = {}
     for place, theta in stored.items():
@@ -110,11 +116,6 @@ def _slow_leaves(state: State, current: dict[Place, Any]) -> dict[Place, Any]:
             leaf = slow.get(where, 0) + (1j * leaf if place[-1] == "imaginary" else leaf)
         slow[where] = leaf
     return slow
-
-
-def _along(scalar: jax.Array, leaf: jax.Array) -> jax.Array:
-    """A scalar, or one for each replica, in a shape that broadcasts with a leaf."""
-    return jnp.reshape(scalar, scalar.shape + (1,) * (leaf.ndim - scalar.ndim))
 
 
 # Matching the tree of the state to that of the params

@@ -207,7 +207,7 @@ def slrla_sgd(
     learning_rate: ScalarOrSchedule,
     beta: ScalarOrSchedule = 0.4,
     anchor_period: Scalar | None = None,
-    sync_period: ScalarOrSchedule = 5,
+    sync_period: ScalarOrSchedule | None = 5,
     slow_step_size: ScalarOrSchedule = 0.8,
     momentum: Scalar | None = 0.9,
     weight_decay: Scalar = 0.0,

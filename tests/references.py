@@ -106,6 +106,13 @@ class Momentum(SGD):
         return m
 
 
+class Nesterov(Momentum):
+    """b ← μ b + g, v ← v − η (μ b + g)."""
+
+    def direction(self, g: np.ndarray) -> np.ndarray:
+        return self.mu * super().direction(g) + g
+
+
 class Adam(SGD):
     """Adam with optax's defaults."""
 
@@ -373,3 +380,62 @@ def primal_averaging(
         x = eval_interpolation(s) * x + (1 - eval_interpolation(s)) * z
         y = train_interpolation(s) * x + (1 - train_interpolation(s)) * z
         path.add(y, x)
+
+
+# The outer step as an optimizer
+
+
+def two_loop(
+    path: Path,
+    gradient: Gradient,
+    eta: Schedule,
+    k: Schedule,
+    theta: np.ndarray,
+    A: SGD,
+    B: SGD,
+    outer_eta: Schedule,
+    sync_moments: str = "keep",
+) -> None:
+    """Any optimizer B makes the slow step; its learning rate is a function of the cycle."""
+    for cycle in itertools.count():
+        v = theta
+        for tau in itertools.count(1):
+            s = path.next_step()
+            v = A.step(v, gradient(v, s), eta(s))
+            path.add(v, theta)
+            if tau >= k(s):
+                break
+        theta = B.step(theta, theta - v, outer_eta(cycle))
+        path.sync(theta)
+        A.sync(sync_moments, {}, 0.0)
+
+
+def diloco(
+    gradient: Callable[[np.ndarray, int, int], np.ndarray],
+    eta: float,
+    k: int,
+    theta: np.ndarray,
+    replicas: Sequence[SGD],
+    outer_eta: float,
+    mu: float,
+    steps: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fast weights of every replica, (steps, replicas, size), and slow weights, (steps, size).
+
+    The gradients of replica r are `gradient(v, s, r)`.
+    """
+    fast, slow = [], []
+    v, b = [theta for _ in replicas], 0.0
+    for s in range(steps):
+        v = [
+            A.step(v_r, gradient(v_r, s, r), eta)
+            for r, (A, v_r) in enumerate(zip(replicas, v, strict=True))
+        ]
+        if (s + 1) % k == 0:
+            away = sum(theta - v_r for v_r in v) / len(replicas)
+            b = mu * b + away
+            theta = theta - outer_eta * (mu * b + away)
+            v = [theta for _ in replicas]
+        fast.append(np.array(v))
+        slow.append(theta)
+    return np.array(fast), np.array(slow)

@@ -27,7 +27,9 @@ from slrla_jax import (
     slow_params,
     slrla,
     slrla_sgd,
+    snoo,
     stagewise_prox,
+    two_loop,
 )
 
 STEPS = 9
@@ -186,6 +188,39 @@ TABLE = [
         ),
         hyperparameter="train_interpolation",
         averages=True,
+    ),
+    Row(
+        "two_loop-sgd",
+        lambda around: two_loop(around(sgd()), optax.sgd(0.6, momentum=0.4), 3),
+        lambda inject, **kwargs: inject(
+            lambda slow_step_size=0.8: two_loop(sgd(), optax.sgd(slow_step_size), 3)
+        )(**kwargs),
+        takes_schedule=False,
+    ),
+    Row(
+        "two_loop-reset-adam",
+        lambda around: two_loop(around(adam()), optax.adam(0.3), 2, sync_moments="reset"),
+        lambda inject, **kwargs: inject(
+            lambda slow_step_size=0.8: two_loop(
+                adam(), optax.adam(slow_step_size), 2, sync_moments="reset"
+            )
+        )(**kwargs),
+        takes_schedule=False,
+        splits=False,
+    ),
+    Row(
+        "snoo-slow_dtype-adam",
+        lambda around: snoo(around(adam()), 2, slow_dtype="float32"),
+        lambda inject, **kwargs: inject(snoo)(adam(), 3, slow_dtype="float32", **kwargs),
+        hyperparameter="learning_rate",
+        takes_schedule=False,
+    ),
+    Row(
+        "snoo-sgd",
+        lambda around: snoo(around(sgd()), 3, 0.6, 0.5),
+        lambda inject, **kwargs: inject(snoo)(sgd(), 3, **kwargs),
+        hyperparameter="learning_rate",
+        takes_schedule=False,
     ),
     Row(
         "stagewise_prox-sgd",

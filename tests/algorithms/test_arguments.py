@@ -16,6 +16,7 @@ from slrla_jax import (
     adagrad_norm,
     adaloss,
     asam,
+    diloco,
     lookahead,
     lookbehind,
     multilayer_lookahead,
@@ -23,7 +24,9 @@ from slrla_jax import (
     slow_params,
     slrla,
     slrla_sgd,
+    snoo,
     stagewise_prox,
+    two_loop,
 )
 
 INNER = optax.sgd(1.0)
@@ -45,7 +48,7 @@ def rejects(build, *fragments):
         build()
 
 
-NOT_PERIODS = [0, -1, 2.5, NAN, -INF, "5", None, [5], np.array([5, 5]), jnp.array([2, 2]), 1j]
+NOT_PERIODS = [0, -1, 2.5, NAN, -INF, "5", [5], np.array([5, 5]), jnp.array([2, 2]), 1j]
 NOT_STEP_SIZES = [0, 0.0, -0.1, 1.1, NAN, INF, "0.5", None, [0.5], np.array([0.5, 0.5])]
 NOT_BETAS = [-0.1, NAN, INF, -INF, "0.4", None, np.array("0.4")]
 NOT_LENGTHS = [0, -5, 2.5, NAN, "5", None, a_schedule]
@@ -61,6 +64,23 @@ def test_sync_period(value):
         f"got {value!r}",
     )
     rejects(lambda: Stage(5, 0.1, sync_period=value), "`sync_period`", f"got {value!r}")
+    rejects(lambda: two_loop(INNER, INNER, value), "`sync_period`", f"got {value!r}")
+    rejects(lambda: snoo(INNER, value), "`sync_period`", f"got {value!r}")
+    rejects(lambda: diloco(INNER, "x", value), "`sync_period`", f"got {value!r}")
+
+
+def test_a_period_of_none_is_for_manual_syncs_of_all_layers():
+    for build in (
+        lambda: lookahead(INNER, None),
+        lambda: slrla_sgd(0.1, sync_period=None),
+        lambda: multilayer_lookahead(INNER, None, (0.8, 0.8)),
+        lambda: two_loop(INNER, INNER, None),
+        lambda: snoo(INNER, None),
+        lambda: diloco(INNER, "x", None),
+    ):
+        build()
+    rejects(lambda: multilayer_lookahead(INNER, (5, None)), "`sync_periods[1]`", "got None")
+    rejects(lambda: Stage(5, 0.1, sync_period=None), "`sync_period`", "got None")
 
 
 @pytest.mark.parametrize("value", NOT_STEP_SIZES, ids=repr)
@@ -201,8 +221,14 @@ def test_float64_copies_with_x64():
         lambda slow_dtype: slrla(optax.sgd, [Stage(5, 0.1)], slow_dtype=slow_dtype),
         lambda slow_dtype: slrla_sgd(0.1, slow_dtype=slow_dtype),
         lambda slow_dtype: slrla_sgd(0.1, anchor_period=7, slow_dtype=slow_dtype),
+        lambda slow_dtype: two_loop(INNER, INNER, 5, slow_dtype=slow_dtype),
+        lambda slow_dtype: snoo(INNER, slow_dtype=slow_dtype),
+        lambda slow_dtype: diloco(INNER, "x", slow_dtype=slow_dtype),
     ],
-    ids=["lookahead", "multilayer_lookahead", "slrla", "slrla_sgd-shared", "slrla_sgd-own"],
+    ids=[
+        *("lookahead", "multilayer_lookahead", "slrla", "slrla_sgd-shared", "slrla_sgd-own"),
+        *("two_loop", "snoo", "diloco"),
+    ],
 )
 def test_slow_weights_narrower_than_a_param(build, slow_dtype, dtype):
     params = {"integers": jnp.arange(3), "layer": {"w": jnp.ones(2, dtype)}}
@@ -256,6 +282,8 @@ def test_anchors_may_be_narrower(anchor_dtype, dtype, copied):
         slrla(optax.sgd, [Stage(5, 0.1, beta=0.1)], decoupled=True),
         slrla_sgd(0.1),
         slrla_sgd(0.1, anchor_period=7),
+        two_loop(INNER, INNER, 5),
+        diloco(INNER, "x"),
     ],
 )
 def test_update_needs_the_params(tx):
@@ -270,8 +298,40 @@ def test_update_needs_the_params(tx):
 @pytest.mark.parametrize("inner", [optax.adam, None, "adam", 0.1], ids=name_of)
 def test_inner_is_a_transformation(inner):
     called = "call adam with its settings" if callable(inner) else ""
-    for make in (lookahead, multilayer_lookahead, sam, asam, lookbehind):
+    for make in (lookahead, multilayer_lookahead, sam, asam, lookbehind, snoo):
         rejects(lambda make=make: make(inner), "`inner`", "optax.sgd(0.1)", repr(inner), called)
+    rejects(lambda: diloco(inner, "x"), "`inner`", "optax.sgd(0.1)", repr(inner), called)
+    rejects(lambda: two_loop(INNER, inner, 5), "`outer`", "optax.sgd(0.1)", repr(inner), called)
+
+
+@pytest.mark.parametrize("value", [0, -0.1, NAN, INF, "0.8", None, [0.8]], ids=repr)
+def test_learning_rate_of_the_outer_step(value):
+    rejects(lambda: snoo(INNER, 5, value), "`learning_rate`", f"got {value!r}")
+    rejects(lambda: diloco(INNER, "x", 5, value), "`learning_rate`", f"got {value!r}")
+
+
+@pytest.mark.parametrize("value", [1.0, -0.1, NAN, "0.9", None, a_schedule], ids=name_of)
+def test_momentum_of_the_outer_step(value):
+    rejects(lambda: snoo(INNER, 5, 0.8, value), "`momentum`", repr(value))
+    rejects(lambda: diloco(INNER, "x", 5, 0.8, value), "`momentum`", repr(value))
+
+
+@pytest.mark.parametrize("value", [100, 0.7, (), ("x", 1), ["x"]], ids=repr)
+def test_axis_name(value):
+    rejects(lambda: two_loop(INNER, INNER, 5, axis_name=value), "`axis_name`", f"got {value!r}")
+    rejects(lambda: diloco(INNER, value), "`axis_name`", f"got {value!r}")
+    rejects(lambda: diloco(INNER, None), "`axis_name`", "got None")
+    diloco(INNER, ("x", "y"))
+
+
+@pytest.mark.parametrize("value", ["pullback", "half"])
+def test_moments_of_two_loops_are_kept_or_reset(value):
+    for make in (
+        lambda: two_loop(INNER, INNER, 5, sync_moments=value),
+        lambda: snoo(INNER, sync_moments=value),
+        lambda: diloco(INNER, "x", sync_moments=value),
+    ):
+        rejects(make, "`sync_moments`", "'keep', 'reset'", f"got {value!r}")
 
 
 def test_make_inner_makes_one():
@@ -454,6 +514,7 @@ def test_the_bounds_themselves_are_taken():
 @pytest.mark.parametrize("value", ["abc", "int32", "complex64", object])
 def test_not_a_floating_dtype(value):
     rejects(lambda: lookahead(INNER, slow_dtype=value), "`slow_dtype`", repr(value))
+    rejects(lambda: snoo(INNER, slow_dtype=value), "`slow_dtype`", repr(value))
 
 
 def test_one_value_where_a_list_is_wanted():
@@ -522,3 +583,56 @@ def test_slow_weights_of_float8_params():
     assert state.cycle_start_params.dtype == jnp.float32
     with pytest.raises(ValueError, match=r"`slow_dtype`.*float8_e4m3fn for params"):
         lookahead(INNER, slow_dtype="float8_e4m3fn").init(jnp.ones(2, jnp.bfloat16))
+
+
+# Manual syncs
+
+
+def updated(tx, **extra):
+    params = jnp.ones(2)
+    return tx.update(params, tx.init(params), params, **extra)
+
+
+SYNCING = {
+    "lookahead": lambda k: lookahead(INNER, k),
+    "slrla_sgd": lambda k: slrla_sgd(0.1, sync_period=k),
+    "two_loop": lambda k: two_loop(INNER, INNER, k),
+    "snoo": lambda k: snoo(INNER, k),
+    "diloco": lambda k: diloco(INNER, "x", k),
+    "in a chain": lambda k: optax.chain(optax.clip(1.0), lookahead(INNER, k)),
+}
+
+
+@pytest.mark.parametrize("name", SYNCING)
+def test_without_a_period_sync_must_be_given(name):
+    rejects(lambda: updated(SYNCING[name](None)), "`sync` must be passed", "got None", "True or")
+    rejects(lambda: updated(SYNCING[name](None), sync=None), "`sync` must be passed", "got None")
+
+
+@pytest.mark.parametrize("value", [0, 1, 1.0, "True", [True], jnp.array(True)], ids=repr)
+@pytest.mark.parametrize("k", [None, 5])
+@pytest.mark.parametrize("name", SYNCING)
+def test_sync_is_a_bool(name, k, value):
+    rejects(lambda: updated(SYNCING[name](k), sync=value), "`sync`", "True or False", repr(value))
+
+
+@pytest.mark.parametrize("name", SYNCING)
+def test_sync_is_known_when_the_program_is_compiled(name):
+    step = jax.jit(lambda sync: updated(SYNCING[name](5), sync=sync))
+    rejects(lambda: step(True), "`sync`", "static argument", "got", "JitTracer")
+
+
+@pytest.mark.parametrize("value", [True, -1, 3, 1.0, "1", (True, False), jnp.array(1)], ids=repr)
+def test_sync_of_layers_is_their_number(value):
+    for periods in (None, (5, 5)):
+        tx = multilayer_lookahead(INNER, periods)
+        rejects(lambda tx=tx: updated(tx, sync=value), "`sync`", "from 0 to 2", f"got {value!r}")
+    rejects(lambda: updated(multilayer_lookahead(INNER, None)), "`sync` must be passed", "0 to 2")
+
+
+def test_syncs_taken():
+    for value in (True, False, np.True_, np.False_):
+        updated(lookahead(INNER, None), sync=value)
+        updated(snoo(INNER, None), sync=value)
+    for value in (0, 1, 2, np.int64(2), False):
+        updated(multilayer_lookahead(INNER, None), sync=value)

@@ -704,6 +704,116 @@ def test_released_form_with_one_copy_is_the_chain_with_two():
     assert isinstance(two.init(tree(jnp.ones(SIZE)))[0], StagewiseProxState)
 
 
+# The outer step as an optimizer
+
+OUTER = {
+    "sgd": (lambda lr: optax.sgd(lr), references.SGD),
+    "momentum": (lambda lr: optax.sgd(lr, 0.5), lambda: references.Momentum(0.5)),
+    "nesterov": (
+        lambda lr: optax.sgd(lr, 0.6, nesterov=True),
+        lambda: references.Nesterov(0.6),
+    ),
+    "adam": (lambda lr: optax.adam(lr), references.Adam),
+}
+
+
+def two_loop_by_tables(optimizer, outer, sync_moments, lr, k, outer_lr):
+    return slrla_jax.two_loop(
+        OPTIMIZERS[optimizer][0](looked_up(lr)),
+        OUTER[outer][0](looked_up(outer_lr)),
+        looked_up(k),
+        sync_moments=sync_moments,
+    )
+
+
+@pytest.mark.parametrize("outer", OUTER)
+@pytest.mark.parametrize("sync_moments", ["keep", "reset"])
+@every_optimizer
+@few(6)
+@given(lr=tables(learning_rates), k=tables(st.integers(1, 7)), outer_lr=tables(step_sizes))
+def test_two_loop_with_schedules(optimizer, sync_moments, outer, lr, k, outer_lr):
+    expect(
+        train(two_loop_by_tables, optimizer, outer, sync_moments, lr=lr, k=k, outer_lr=outer_lr),
+        references.two_loop,
+        eta=looked_up(lr),
+        k=looked_up(k),
+        A=OPTIMIZERS[optimizer][1](),
+        B=OUTER[outer][1](),
+        outer_eta=looked_up(outer_lr),
+        sync_moments=sync_moments,
+    )
+
+
+def snoo(optimizer, sync_moments, lr, k, outer_lr, mu):
+    inner = OPTIMIZERS[optimizer][0](lr)
+    return slrla_jax.snoo(inner, k, outer_lr, mu, sync_moments=sync_moments)
+
+
+def expect_snoo(path, optimizer, sync_moments, lr, k, outer_lr, mu, dtype="float64"):
+    expect(
+        path,
+        references.two_loop,
+        dtype=dtype,
+        eta=always(lr),
+        k=always(k),
+        A=OPTIMIZERS[optimizer][1](),
+        B=references.Nesterov(mu),
+        outer_eta=always(outer_lr),
+        sync_moments=sync_moments,
+    )
+
+
+numbers_of_snoo = st.fixed_dictionaries(
+    {
+        "lr": learning_rates,
+        "k": st.integers(1, 7),
+        "outer_lr": step_sizes,
+        "mu": st.floats(0.0, 0.9),
+    }
+)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@every_optimizer
+@few(10)
+@given(sync_moments=st.sampled_from(["keep", "reset"]), numbers=numbers_of_snoo)
+def test_snoo_with_traced_numbers(optimizer, dtype, sync_moments, numbers):
+    path = train(snoo, optimizer, sync_moments, dtype=dtype, **numbers)
+    expect_snoo(path, optimizer, sync_moments, **numbers, dtype=dtype)
+
+
+@few(6)
+@given(
+    optimizer=st.sampled_from(sorted(OPTIMIZERS)),
+    sync_moments=st.sampled_from(["keep", "reset"]),
+    numbers=numbers_of_snoo,
+    without_momentum=st.booleans(),
+)
+def test_snoo_with_plain_numbers(optimizer, sync_moments, numbers, without_momentum):
+    if without_momentum:
+        numbers = numbers | {"mu": 0.0}
+    path = train_static(snoo(optimizer, sync_moments, **numbers))
+    expect_snoo(path, optimizer, sync_moments, **numbers)
+
+
+def two_layers_of_snoo(optimizer):
+    inner = slrla_jax.snoo(OPTIMIZERS[optimizer][0](0.1), 2, 0.6, 0.0)
+    return slrla_jax.two_loop(inner, optax.sgd(0.7), 6)
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_two_loops_nested_by_hand_are_two_layers(optimizer):
+    """Where both sync, the inner one starts again from the params after the outer step."""
+    expect(
+        train_static(two_layers_of_snoo(optimizer)),
+        references.multilayer_lookahead,
+        eta=always(0.1),
+        ks=[always(2), always(3)],
+        alphas=[always(0.6), always(0.7)],
+        A=OPTIMIZERS[optimizer][1](),
+    )
+
+
 # Lookaheads whose cycles do not end together
 
 
