@@ -1,6 +1,7 @@
 """The programs that look at trained weights, at tiny sizes, against direct computations."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -185,6 +186,32 @@ def test_a_measurement_is_part_of_what_a_run_is_compared_by(
     said = capsys.readouterr().err
     assert f"is of another run: {flag.split()[0]} is " in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", [sharpness, noisy_weights, sequential])
+def test_a_first_optimizer_that_diverges_does_not_end_the_others(
+    program, tmp_path, monkeypatch, capsys
+):
+    """Where it is the only one, there is neither a table nor a picture."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(NAMED, "sgd", replace(NAMED["sgd"], learning_rate=1e30))
+
+    def run(optimizers):
+        assert program.main([*TINY, "--optimizers", optimizers, "--name", optimizers]) == 1
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        for seed in (0, 1):
+            assert f"SGD diverged, from seed {seed} in epoch 1 (step " in captured.out
+        return tmp_path / "runs" / optimizers
+
+    assert {path.name for path in run("sgd").iterdir()} == {"metrics.jsonl", "settings.json"}
+    folder = run("sgd,sam")
+    page = (folder / "table.md").read_text()
+    table = [line for line in page.splitlines() if line.startswith("|")]
+    assert [line.split()[1] for line in table[2:]] == ["SAM"]
+    for seed in (0, 1):
+        assert f"SGD diverged, from seed {seed} in epoch 1 (step " in page
+    assert (folder / f"{program.__name__}.png").exists()
 
 
 @pytest.mark.parametrize("name", NAMED)
