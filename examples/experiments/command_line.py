@@ -319,7 +319,7 @@ def program(
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 128 + signal.SIGPIPE
             except KeyboardInterrupt:
-                code, line = 128 + signal.SIGINT, "interrupted before the training began"
+                code, line = 128 + signal.SIGINT, "interrupted"
             print(f"{parser.prog}: {line}", file=sys.stderr)
             return code
 
