@@ -83,7 +83,9 @@ def test_the_sharpness_is_that_of_the_explicit_hessian(monkeypatch):
     dataset = run.dataset
     state = init_state(run.model, run.tx, 0)
     params = state.params
-    record = sharpness.measure(run, 0, Epoch({}, {}, state), rho=0.05, examples=40, iterations=30)
+    record = sharpness.measure(
+        run, 0, Epoch({}, {}, state), radius=0.05, examples=40, iterations=30
+    )
 
     x = dataset.standardise(dataset.train_images[:40]).reshape(40, -1).astype(np.float64)
     x = np.append(x, np.ones((40, 1)), axis=1)
@@ -186,6 +188,17 @@ def test_a_measurement_is_part_of_what_a_run_is_compared_by(
     said = capsys.readouterr().err
     assert f"is of another run: {flag.split()[0]} is " in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", [sharpness, noisy_weights, sequential])
+def test_what_is_recorded_of_an_optimizer_is_its_own(program, monkeypatch):
+    """A setting of the measurement, as `--rho`, does not take the place of the optimizer's."""
+    asked = sweep_of(program, "--optimizers", "asam,lookbehind_sam", monkeypatch=monkeypatch)
+    runs = sweep.build(asked)
+    for entry in asked.entries:
+        recorded = sweep.fingerprint(asked, entry, runs[entry.label])
+        assert recorded.items() >= entry.config.as_json().items()
+        assert recorded.keys() >= asked.further.keys()
 
 
 @pytest.mark.parametrize("program", [sharpness, noisy_weights, sequential])
