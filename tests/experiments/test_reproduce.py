@@ -141,6 +141,8 @@ def test_the_run_of_a_recipe_of_the_paper(monkeypatch, tmp_path):
             ["fashion_mnist_vgg", "--optimizers", "SGD,RAdam", "--dry_run"],
             "--optimizers: fashion_mnist_vgg has SGD, .*, not RAdam",
         ),
+        (["fashion_mnist", "--exp_name", "x"], "--exp_name: one folder takes one recipe, got fash"),
+        (["digits_softmax", "--resume"], "unrecognized arguments: --resume"),
         (["digits_softmax", "--data_path", "x"], "--data_path: the digits come with"),
         (["digits_softmax", "--set", "lr=1"], "--set: must be NAME=VALUE with a name among "),
         (["digits_softmax", "--set", "epochs=x"], "--set: must be a whole number, at least 1"),
