@@ -9,6 +9,7 @@ at once, in one compiled program; from few samples and from many for the same nu
 """
 
 import itertools
+import json
 import shlex
 import signal
 import sys
@@ -24,13 +25,14 @@ if __name__ == "__main__":  # Ctrl-C while the following imports take their seco
 
 import numpy as np
 from experiments import figures, flags
+from experiments.checkpoints import OtherRun, differences
 from experiments.command_line import add_settings, add_sweep, program, seeds_of
 from experiments.config import Config, SettingError
 from experiments.data import Dataset
 from experiments.flags import Parser
 from experiments.folders import run_folder
 from experiments.report import markdown, signed
-from experiments.settings import circumstances, shown_command, write_json
+from experiments.settings import circumstances, read_json, shown_command, write_json
 from experiments.studies import ablation
 from experiments.sweep import dataset_of
 
@@ -88,6 +90,20 @@ def samples_of(args: Namespace, dataset: Dataset) -> tuple[int, ...]:
                 "samples", f"must be from {batch} (the batch size) to {size}, got {samples}"
             )
     return chosen
+
+
+def measured_before(path: Path, settings: Mapping[str, Any], parser: Parser) -> dict[str, Any]:
+    """Returns the ablations that are in a file already, by the number of samples.
+
+    Raises:
+      OtherRun: if they were made with other settings.
+    """
+    before = read_json(path)
+    there = {name: before.get(name) for name in settings}
+    if before and (differing := differences(there, settings, parser.flag_of)):
+        what = ", ".join(differing.values())
+        raise OtherRun(f"{path.parent} is of another run: {what}", differing)
+    return before.get("samples", {})
 
 
 def values_of(results: Mapping[str, Any], samples: Any, symbol: str, name: str) -> np.ndarray:
@@ -237,31 +253,39 @@ def main(args: Namespace, parser: Parser) -> int:
     sizes, seeds = samples_of(args, dataset), seeds_of(args)
     name = f"ablations-{args.dataset}"
     with run_folder(args.root, args.exp_name, otherwise=name, resume=args.resume) as folder:
-        results: dict[str, Any] = {
-            "command": shown_command(shlex.join([sys.executable, *sys.argv])),
+        settings = {
             "dataset": args.dataset,
+            "data": json.loads(json.dumps(dataset.fingerprint())),
             "steps": -(-args.steps // ablation.K) * ablation.K,
             "batch_size": args.batch_size,
             "alpha": ablation.ALPHA,
             "learning_rate": ablation.LEARNING_RATE,
             "seeds": list(seeds),
-            "groups": ablation.groups(),
-            "samples": {},
+            "groups": json.loads(json.dumps(ablation.groups())),
+        }
+        path = folder / "results.json"
+        results: dict[str, Any] = {
+            "command": shown_command(shlex.join([sys.executable, *sys.argv])),
+            **settings,
+            "samples": measured_before(path, settings, parser),
             "date": datetime.now().astimezone().isoformat(timespec="seconds"),
             **circumstances(),
         }
-        write_json(folder / "settings.json", results)
+        write_json(folder / "settings.json", results | {"samples": sizes})
         for samples in sizes:
+            if str(samples) in results["samples"]:
+                print(f"{samples} samples: done before", flush=True)
+                continue
             started = time.perf_counter()
             values = ablation.ablate(
                 dataset, samples, args.steps, args.batch_size, len(seeds), ablation.grid()
             )
             seconds = time.perf_counter() - started
             print(f"{samples} samples: {seconds:.0f} s with compilation", flush=True)
-            results["samples"][samples] = {"seconds": round(seconds, 1)} | {
+            results["samples"][str(samples)] = {"seconds": round(seconds, 1)} | {
                 name: np.round(np.float64(value), 5).tolist() for name, value in values.items()
             }
-        write_json(folder / "results.json", results)
+            write_json(path, results)
         (folder / "table.md").write_text(page(results), encoding="utf-8")
         plot(results, "α", "c", folder / "alpha.png")
         plot(results, "β", None, folder / "beta.png")

@@ -77,7 +77,7 @@ def make_parser() -> Parser:
         metavar="N",
         help="train finished runs for N epochs more, in their last stage",
     )
-    add_sweep(parser, seeds=3)
+    add_sweep(parser, seeds=3, always_resumes=True)
     parser.flags_of |= {name: f"--set {name}" for name in SETTINGS} | {"exp_name": "--root"}
     return parser
 
@@ -130,7 +130,7 @@ def sweep_of(recipe: str, args: Namespace, parser: Parser) -> Sweep:
         ),
         checkpoint=True,
         more_epochs=args.more_epochs,
-        **sweep_options(args, parser) | {"name": args.exp_name or recipe, "resume": True},
+        **sweep_options(args, parser) | {"name": args.exp_name or recipe},
     )
 
 
@@ -153,6 +153,8 @@ def main(args: Namespace, parser: Parser) -> int:
     chosen = list(dict.fromkeys(name for found in args.recipes for name in found))
     if not chosen:
         parser.error("RECIPE: at least one must be named; --list prints them")
+    if args.exp_name and len(chosen) > 1:
+        parser.error(f"--exp_name: one folder takes one recipe, got {', '.join(chosen)}")
     if args.dry_run:
         for recipe in chosen:
             for name, config in rows(recipe, args).items():

@@ -44,6 +44,7 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("measurement").add_argument
     add(
         "--rho",
+        dest="radius",  # `rho` is the optimizer's.
         type=flags.positive,
         default=0.05,
         metavar="ρ",
@@ -77,7 +78,7 @@ def batch_loss(model: Model, examples: int) -> Loss:
 
 
 def measure(
-    run: Run, seed: int, epoch: Epoch, *, rho: float, examples: int, iterations: int
+    run: Run, seed: int, epoch: Epoch, *, radius: float, examples: int, iterations: int
 ) -> Record:
     """Measures the sharpness of the evaluated weights."""
     params, _ = evaluated_weights(run, epoch.state)
@@ -88,19 +89,19 @@ def measure(
         "loss": here,
         "eigenvalue": found.value,
         "residual": found.residual,
-        "rise": worst_loss(loss, params, rho, key, steps=10, starts=2) - here,
+        "rise": worst_loss(loss, params, radius, key, steps=10, starts=2) - here,
     }
 
 
 @program(make_parser)
 def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
-    options = {"rho": args.rho, "examples": args.examples, "iterations": args.iterations}
+    options = {"radius": args.radius, "examples": args.examples, "iterations": args.iterations}
     columns = (
         Column("accuracy", "test_accuracy"),
         Column("training loss", "loss", form=".4f"),
         Column("eigenvalue", "eigenvalue", form=".3g"),
-        Column(f"rise, ρ = {args.rho:g}", "rise", form=".4f"),
+        Column(f"rise, ρ = {args.radius:g}", "rise", form=".4f"),
     )
 
     def measure_it(run: Run, seed: int, epoch: Epoch) -> Record:

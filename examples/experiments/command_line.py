@@ -137,8 +137,17 @@ def add_settings(parser: Parser, title: str, base: Config, **named: str) -> None
         add(flag, dest=setting, **options)
 
 
-def add_sweep(parser: Parser, *, seeds: int = 1, name: str = "--exp_name") -> None:
-    """Adds the flags of data, seeds and output that all programs have."""
+def add_sweep(
+    parser: Parser, *, seeds: int = 1, name: str = "--exp_name", always_resumes: bool = False
+) -> None:
+    """Adds the flags of data, seeds and output that all programs have.
+
+    Args:
+      parser: the parser.
+      seeds: how many by default.
+      name: the flag of the folder's name.
+      always_resumes: whether the program resumes without being told, and has no flag for it.
+    """
     add = parser.add_argument_group("seeds, data files and output").add_argument
     add(
         "--seeds",
@@ -167,6 +176,9 @@ def add_sweep(parser: Parser, *, seeds: int = 1, name: str = "--exp_name") -> No
         metavar="NAME",
         help="folder of this run inside it (default: a new one)",
     )
+    if always_resumes:
+        parser.set_defaults(resume=True)
+        return
     add(
         "--resume",
         action="store_true",
@@ -319,7 +331,7 @@ def program(
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 128 + signal.SIGPIPE
             except KeyboardInterrupt:
-                code, line = 128 + signal.SIGINT, "interrupted before the training began"
+                code, line = 128 + signal.SIGINT, "interrupted"
             print(f"{parser.prog}: {line}", file=sys.stderr)
             return code
 

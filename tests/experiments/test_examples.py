@@ -447,6 +447,35 @@ def test_an_interrupted_comparison_is_resumed(here, capsys, monkeypatch):
     assert capsys.readouterr().out.count("done before") == 4
 
 
+def test_a_finished_comparison_is_resumed_with_another_seed(here, capsys):
+    """The first seed is not run again, and both are in the table."""
+    flags = [*TINY[:-2], "--name", "mine", "--seeds"]
+    assert compare.main([*flags, "1"]) == 0
+    before = metrics(here / "runs/mine")
+    one = json.loads((here / "runs/mine/results.json").read_text())
+    capsys.readouterr()
+    assert compare.main([*flags, "2", "--resume"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in shown if line.endswith("done before")] == [
+        [label, "seed", "0", "done", "before"] for label in ("SGD", "SLA", "SLRLA")
+    ]
+    after = metrics(here / "runs/mine")
+    assert [r for r in after if r["seed"] == 0] == before
+    assert len(after) == 2 * len(before)
+    both = json.loads((here / "runs/mine/results.json").read_text())
+    assert (one["seeds"], both["seeds"]) == ([0], [0, 1])
+    page = (here / "runs/mine/table.md").read_text()
+    assert "Mean ± standard deviation of 2 seeds; " in page
+    for label, entry in both["entries"].items():
+        final, first = (
+            e["measured"]["test_accuracy"]["final"] for e in (entry, one["entries"][label])
+        )
+        assert final["by_seed"][:1] == first["by_seed"]
+        mean, deviation = np.mean(final["by_seed"]), np.std(final["by_seed"], ddof=1)
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| {label} "))
+        assert f"| {mean:.2f} ± {deviation:.2f} |" in row
+
+
 def test_the_runner_changes_nothing(here):
     """Records of the program are those of the loop alone."""
     assert compare.main([*TINY, "--optimizers", "slrla", "--name", "mine"]) == 0

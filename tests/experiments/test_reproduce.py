@@ -141,6 +141,8 @@ def test_the_run_of_a_recipe_of_the_paper(monkeypatch, tmp_path):
             ["fashion_mnist_vgg", "--optimizers", "SGD,RAdam", "--dry_run"],
             "--optimizers: fashion_mnist_vgg has SGD, .*, not RAdam",
         ),
+        (["fashion_mnist", "--exp_name", "x"], "--exp_name: one folder takes one recipe, got fash"),
+        (["digits_softmax", "--resume"], "unrecognized arguments: --resume"),
         (["digits_softmax", "--data_path", "x"], "--data_path: the digits come with"),
         (["digits_softmax", "--set", "lr=1"], "--set: must be NAME=VALUE with a name among "),
         (["digits_softmax", "--set", "epochs=x"], "--set: must be a whole number, at least 1"),
@@ -501,11 +503,47 @@ def test_the_program_of_the_ablations(tmp_path, capsys, monkeypatch):
     assert "--batch_size: must be at most 600, got 601" in refused("--batch_size", "601")
     wanted = "--samples: must be from 128 (the batch size) to 600, got 601"
     assert wanted in refused("--samples", "601")
-    assert "there is a run in runs/mine; --resume" in refused(*line, "--name", "mine")
 
-    def interrupted(*args):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(ablation, "ablate", interrupted)
-    assert ablations.main(["--steps", "5", "--seeds", "1"]) == 130
-    assert capsys.readouterr().err.count("\n") == 1
+def test_ablations_are_resumed_and_those_of_another_run_kept(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ablation, "ALPHAS", (0.5, 1.0))
+    monkeypatch.setattr(ablation, "BETAS", (0.0, 1.0))
+    file, computed, ablate = tmp_path / "runs/mine/results.json", [], ablation.ablate
+
+    def counted(dataset, samples, *others):
+        computed.append(samples)
+        if samples == 70:
+            raise KeyboardInterrupt
+        return ablate(dataset, samples, *others)
+
+    monkeypatch.setattr(ablation, "ablate", counted)
+
+    def run(samples, *more, code=0):
+        line = ["--samples", samples, "--steps", "10", "--batch_size", "20", "--seeds", "2"]
+        capsys.readouterr()
+        computed.clear()
+        assert ablations.main([*line, "--name", "mine", *more]) == code
+        return capsys.readouterr()
+
+    # What is interrupted is one line, and keeps the ablations that are finished.
+    assert run("50,70,60", code=130).err == "ablations.py: interrupted\n"
+    before = json.loads(file.read_text())["samples"]
+    assert list(before) == ["50"]
+    assert "50 samples: done before\n" in run("50,60", "--resume").out
+    assert computed == [60]
+    after = json.loads(file.read_text())["samples"]
+    assert list(after) == ["50", "60"]
+    assert after["50"] == before["50"]
+    assert "60 samples" in (tmp_path / "runs/mine/table.md").read_text()
+
+    # Nothing is computed where a folder stands in the way, nor is it changed.
+    whole = file.read_bytes()
+    said = run("80", code=2)
+    assert "--name: there is a run in runs/mine; --resume resumes it" in said.err
+    for flag, other in {"--steps": "20", "--batch_size": "10", "--seeds": "1"}.items():
+        more = run("80", "--resume", flag, other, code=1)
+        assert f"runs/mine is of another run: {flag} is " in more.err
+        assert (more.err.count("\n"), more.out, computed) == (1, "", [])
+    assert said.out == ""
+    assert file.read_bytes() == whole

@@ -1,7 +1,11 @@
 """The programs that look at trained weights, at tiny sizes, against direct computations."""
 
 import json
+import re
+import shlex
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +16,7 @@ import optax
 import pytest
 import sequential
 import sharpness
-from experiments import devices, sweep
+from experiments import devices, report, study, sweep
 from experiments.configs.lookbehind import CONFIGS as NAMED
 from experiments.optimizers import OPTIMIZERS
 from experiments.run import evaluated_weights
@@ -20,6 +24,16 @@ from experiments.schedules import Stages
 from experiments.steps import init_state, init_weights
 from experiments.train import Epoch, train
 
+RESULTS = Path(sharpness.__file__).parent / "results" / "lookbehind"
+# The program of each folder there.
+MEASURED = {
+    "sharpness": sharpness,
+    "sharpness_sgd_45": sharpness,
+    "noisy_weights": noisy_weights,
+    "noisy_weights_sgd_45": noisy_weights,
+    "sequential": sequential,
+    "sequential_sgd_30": sequential,
+}
 TINY = ["--network", "softmax", "--epochs", "2", "--seeds", "2"]
 
 
@@ -82,7 +96,9 @@ def test_the_sharpness_is_that_of_the_explicit_hessian(monkeypatch):
     dataset = run.dataset
     state = init_state(run.model, run.tx, 0)
     params = state.params
-    record = sharpness.measure(run, 0, Epoch({}, {}, state), rho=0.05, examples=40, iterations=30)
+    record = sharpness.measure(
+        run, 0, Epoch({}, {}, state), radius=0.05, examples=40, iterations=30
+    )
 
     x = dataset.standardise(dataset.train_images[:40]).reshape(40, -1).astype(np.float64)
     x = np.append(x, np.ones((40, 1)), axis=1)
@@ -185,6 +201,104 @@ def test_a_measurement_is_part_of_what_a_run_is_compared_by(
     said = capsys.readouterr().err
     assert f"is of another run: {flag.split()[0]} is " in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", [sharpness, noisy_weights, sequential])
+def test_what_is_recorded_of_an_optimizer_is_its_own(program, monkeypatch):
+    """A setting of the measurement, as `--rho`, does not take the place of the optimizer's."""
+    asked = sweep_of(program, "--optimizers", "asam,lookbehind_sam", monkeypatch=monkeypatch)
+    runs = sweep.build(asked)
+    for entry in asked.entries:
+        recorded = sweep.fingerprint(asked, entry, runs[entry.label])
+        assert recorded.items() >= entry.config.as_json().items()
+        assert recorded.keys() >= asked.further.keys()
+
+
+@pytest.mark.parametrize("program", [sharpness, noisy_weights, sequential])
+def test_a_first_optimizer_that_diverges_does_not_end_the_others(
+    program, tmp_path, monkeypatch, capsys
+):
+    """Where it is the only one, there is neither a table nor a picture."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(NAMED, "sgd", replace(NAMED["sgd"], learning_rate=1e30))
+
+    def run(optimizers):
+        assert program.main([*TINY, "--optimizers", optimizers, "--name", optimizers]) == 1
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        for seed in (0, 1):
+            assert f"SGD diverged, from seed {seed} in epoch 1 (step " in captured.out
+        return tmp_path / "runs" / optimizers
+
+    assert {path.name for path in run("sgd").iterdir()} == {"metrics.jsonl", "settings.json"}
+    folder = run("sgd,sam")
+    page = (folder / "table.md").read_text()
+    table = [line for line in page.splitlines() if line.startswith("|")]
+    assert [line.split()[1] for line in table[2:]] == ["SAM"]
+    for seed in (0, 1):
+        assert f"SGD diverged, from seed {seed} in epoch 1 (step " in page
+    assert (folder / f"{program.__name__}.png").exists()
+
+
+@pytest.mark.parametrize("folder", MEASURED)
+def test_the_pages_in_the_repository_have_the_measured_numbers(folder, monkeypatch, tmp_path):
+    """Its page, and the README's row of each optimizer, are those of the numbers beside it."""
+    program, asked_for = MEASURED[folder], {}
+    monkeypatch.chdir(tmp_path)
+    build = study.sweep_of
+
+    def sweep_of(args, parser, columns, note, *others, **options):
+        asked_for.update(columns=columns, note=note)
+        return build(args, parser, columns, note, *others, **options)
+
+    def run(asked):
+        asked_for.update(sweep=asked)
+        return 0
+
+    monkeypatch.setattr(study, "sweep_of", sweep_of)
+    monkeypatch.setattr(sweep, "run", run)
+    summary = json.loads((RESULTS / folder / "results.json").read_text())
+    words = shlex.split(summary["command"])
+    assert words[:2] == ["python", f"examples/{program.__name__}.py"]
+    assert program.main(words[2:]) == 0
+    columns, asked = asked_for["columns"], asked_for["sweep"]
+    assert summary["note"] == asked_for["note"]
+    assert summary["seeds"] == list(asked.seeds)
+    page = (RESULTS / folder / "table.md").read_text()
+    assert page == report.page(summary, columns, [f"{program.__name__}.png"])
+    assert (RESULTS / folder / f"{program.__name__}.png").stat().st_size < 300_000
+
+    runs = sweep.build(asked)
+    assert list(summary["entries"]) == list(runs)
+    readme = (RESULTS / "README.md").read_text()
+    rows = [line for line in readme.splitlines() if line.startswith("|")]
+    for entry in asked.entries:
+        got = summary["entries"][entry.label]
+        assert got["config"] == sweep.fingerprint(asked, entry, runs[entry.label])
+        run_ = runs[entry.label]
+        assert got["gradients"] == run_.steps * run_.gradients_per_step
+        told = [str(got["gradients"])]
+        for column in columns:
+            final = got["measured"][column.measure]["final"]
+            values = final["by_seed"]
+            assert final["mean"] == pytest.approx(np.mean(values), abs=2e-5)
+            assert final["std"] == pytest.approx(np.std(values, ddof=1), abs=2e-5)
+            form = ".2f" if column.measure == "eigenvalue" else column.form
+            told.append(f"{final['mean']:{form}} ± {final['std']:{form}}")
+        name = f"{entry.label}, equal gradients" if "_sgd_" in folder else entry.label
+        row = [row for row in rows if row.startswith(f"| {name} |") and told[-1] in row]
+        assert len(row) == 1
+        assert [cell for cell in row[0].split(" | ") if cell in told] == told[:-1]
+        assert row[0].endswith(f" | {told[-1]} |")
+
+
+def test_the_eigenvalues_in_the_repository_are_as_accurate_as_is_said():
+    text = " ".join((RESULTS / "README.md").read_text().split())
+    told = float(re.search(r"residuals of the Lanczos method are below (\S+),", text)[1])
+    for folder in ("sharpness", "sharpness_sgd_45"):
+        entries = json.loads((RESULTS / folder / "results.json").read_text())["entries"]
+        for entry in entries.values():
+            assert max(entry["measured"]["residual"]["final"]["by_seed"]) < told
 
 
 @pytest.mark.parametrize("name", NAMED)
