@@ -121,6 +121,11 @@ PAIRS |= {
         lambda tx: optax.partition({"this": tx, "other": optax.sgd(0.3)}, LABELS), LOOKAHEAD
     ),
     "apply_if_finite": around(lambda tx: optax.apply_if_finite(tx, 3), SNOO),
+    "MultiSteps": Pair(
+        optax.MultiSteps(LOOKAHEAD.automatic, 2),
+        optax.MultiSteps(LOOKAHEAD.manual, 2),
+        lambda n: n % 6 == 0,
+    ),
     "inject_hyperparams": Pair(
         optax.inject_hyperparams(lookahead)(sgd(), 3, 0.5),
         optax.inject_hyperparams(lookahead)(sgd(), None, 0.5),
@@ -317,6 +322,25 @@ def test_a_plain_step_returns_slow_weights_and_outer_state_as_they_came(name):
         assert len(before) == len(after) >= 2
         if sync is False:
             assert all(x is y for x, y in zip(before, after, strict=True))
+
+
+def test_what_a_plain_step_leaves_alone_may_be_in_the_memory_of_the_host():
+    tx, params = snoo(adam(), None), device_params()
+    host = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host")
+
+    def on_host(state):
+        held = jax.device_put((state.cycle_start_params, state.outer_state), host)
+        return state._replace(cycle_start_params=held[0], outer_state=held[1])
+
+    state, alone = on_host(tx.init(params)), adam().init(params)
+    step = jax.jit(step_of(tx), static_argnums=3, donate_argnums=(0, 1))
+    expected = device_params()
+    for n in range(3):
+        state, params = step(state, params, n, False)
+        updates, alone = adam().update(gradients(expected, n), alone, expected)
+        expected = optax.apply_updates(expected, updates)
+        assert {leaf.sharding.memory_kind for leaf in untouched(state)} == {"pinned_host"}
+        assert_close(params, expected)
 
 
 # The compiled programs
