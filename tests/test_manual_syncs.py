@@ -117,8 +117,8 @@ PAIRS |= {
     "masked": around(
         lambda tx: optax.chain(optax.masked(tx, MASK), optax.masked(optax.sgd(0.1), REST)), SNOO
     ),
-    "partition": around(
-        lambda tx: optax.partition({"this": tx, "other": optax.sgd(0.3)}, LABELS), LOOKAHEAD
+    "multi_transform": around(
+        lambda tx: optax.multi_transform({"this": tx, "other": optax.sgd(0.3)}, LABELS), LOOKAHEAD
     ),
     "apply_if_finite": around(lambda tx: optax.apply_if_finite(tx, 3), SNOO),
     "MultiSteps": Pair(
