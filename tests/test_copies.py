@@ -11,21 +11,23 @@ from slrla_jax import (
     LookaheadState,
     Stage,
     StagewiseProxState,
+    TwoLoopState,
     lookahead,
     multilayer_lookahead,
     slow_params,
     slrla,
     slrla_sgd,
+    snoo,
     stagewise_prox,
 )
 
 
 def dtypes_of(state):
     """The dtypes of the slow weights of all layers, and of the anchors."""
-    kinds = (LookaheadState, StagewiseProxState)
+    kinds = (LookaheadState, StagewiseProxState, TwoLoopState)
     slow, anchors = [], []
     for node in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds)):
-        if isinstance(node, LookaheadState):
+        if isinstance(node, (LookaheadState, TwoLoopState)):
             inside = dtypes_of(node.inner_state)
             slow += [node.cycle_start_params.dtype.name, *inside[0]]
             anchors += inside[1]
@@ -51,10 +53,13 @@ HALF = "bfloat16"
         (lambda **d: slrla(optax.sgd, WITHOUT_BETA, decoupled=True, **d), 1, 0),
         (lambda **d: slrla_sgd(1.0, **d), 1, 0),
         (lambda **d: slrla_sgd(1.0, anchor_period=3, **d), 1, 1),
+        (lambda **d: snoo(optax.sgd(1.0), 2, **d), 1, 0),
+        (lambda **d: snoo(snoo(optax.sgd(1.0), 2, **d), 4, **d), 2, 0),
     ],
     ids=[
         *("lookahead", "multilayer", "slrla", "slrla-decoupled", "slrla-without-beta"),
         *("slrla-decoupled-without-beta", "slrla_sgd-shared", "slrla_sgd-own"),
+        *("snoo", "snoo-snoo"),
     ],
 )
 def test_copies_are_in_the_dtype_that_is_asked_for(build, slow, anchors):

@@ -25,6 +25,7 @@ from slrla_jax import (
     slow_params,
     slrla,
     slrla_sgd,
+    snoo,
     stagewise_prox,
 )
 
@@ -115,6 +116,9 @@ OTHERS = {
     "adagrad_norm of b0": (lambda b0: adagrad_norm(0.5, b0), 1.5),
     "adabound of η": (lambda eta: adabound(eta, gamma=0.1, base_lr=0.1), 0.05),
     "lookahead of η": (lambda eta: lookahead(momentum(eta), 3, 0.5), 0.05),
+    "snoo of η": (lambda eta: snoo(momentum(), 3, eta), 0.8),
+    "snoo of μ": (lambda mu: snoo(momentum(), 2, 0.8, mu), 0.75),
+    "snoo of μ = 0": (lambda mu: snoo(momentum(), 2, 0.8, mu), 0.0),
 }
 CASES = [
     *((f"α of {name}", make, x) for name, make in ALPHA.items() for x in (1.0, 0.6)),

@@ -15,6 +15,7 @@ from slrla_jax import (
     LookaheadState,
     Stage,
     StagewiseProxState,
+    TwoLoopState,
     adabound,
     adagrad_norm,
     adaloss,
@@ -24,6 +25,8 @@ from slrla_jax import (
     slow_params,
     slrla,
     slrla_sgd,
+    snoo,
+    two_loop,
 )
 
 STEPS = 8
@@ -47,6 +50,7 @@ TRANSFORMS = {
     "slrla-decoupled": lambda: slrla(optax.adam, STAGES, decoupled=True),
     "slrla_sgd-shared": lambda: slrla_sgd(0.1, 0.4, None, 3, 0.5),
     "slrla_sgd-own": lambda: slrla_sgd(0.1, 0.4, 4, 3, 0.5),
+    "snoo": lambda: snoo(sgd(), 3, 0.5, 0.6),
 }
 
 every_transform = pytest.mark.parametrize("name", TRANSFORMS)
@@ -120,7 +124,8 @@ def test_the_steps_cover_several_syncs(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["lookahead", "multilayer_lookahead", "slrla", "slrla_sgd-shared", "slrla_sgd-own"]
+    "name",
+    ["lookahead", "multilayer_lookahead", "slrla", "slrla_sgd-shared", "slrla_sgd-own", "snoo"],
 )
 def test_pmap(name):
     tx = TRANSFORMS[name]()
@@ -191,8 +196,8 @@ def sharded_params(axis_type):
 
 def copies(state):
     """All copies of the params in a state: the slow weights and anchors of all layers."""
-    kinds = (LookaheadState, StagewiseProxState)
-    if isinstance(state, LookaheadState):
+    kinds = (LookaheadState, StagewiseProxState, TwoLoopState)
+    if isinstance(state, (LookaheadState, TwoLoopState)):
         return [state.cycle_start_params, *copies(state.inner_state)]
     if isinstance(state, StagewiseProxState):
         return [state.anchor_params]
@@ -208,6 +213,7 @@ NUMBER_OF_COPIES = {
     "slrla-decoupled": 2,
     "slrla_sgd-shared": 1,
     "slrla_sgd-own": 2,
+    "snoo": 1,
 }
 
 
@@ -292,6 +298,8 @@ def test_map_params_gives_every_leaf_like_a_param_its_sharding(name):
 SHARDED_STATES = TRANSFORMS | {
     "lookahead-reset": lambda: lookahead(optax.adam(0.05), 3, 0.5, sync_moments="reset"),
     "lookahead-slow_dtype": lambda: lookahead(sgd(), 3, 0.5, slow_dtype="float32"),
+    "snoo-slow_dtype": lambda: snoo(sgd(), 3, 0.5, 0.5, slow_dtype="float32"),
+    "two_loop-adam": lambda: two_loop(sgd(), optax.adam(0.05), 3, sync_moments="reset"),
     "traced α": lambda: lookahead(sgd(), 3, lambda step: 1.0 - 0.5 * (step < 20)),
     "lookbehind": lambda: lookbehind(sgd(), 2, 0.1, 0.5, adaptive_rho=True),
     "adabound": lambda: adabound(0.05, weight_decay=0.01),

@@ -16,7 +16,14 @@ from flax.core import FrozenDict
 from flax.training import train_state
 from transforms_table import PARAMS, STEPS, assert_close, at_steps, gradients, quick_jit, run
 
-from slrla_jax import lookahead, multilayer_lookahead, slow_params, slrla_sgd, stagewise_prox
+from slrla_jax import (
+    lookahead,
+    multilayer_lookahead,
+    slow_params,
+    slrla_sgd,
+    snoo,
+    stagewise_prox,
+)
 
 INNER = optax.sgd(0.1)
 INF = jnp.inf
@@ -69,6 +76,13 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_in_every_wrapper(place):
     seen = run(PLACES[place](lookahead(INNER, 3, 0.5)))
+    assert_close((seen.params, seen.slow), alone())
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_of_two_loops_in_every_wrapper(place):
+    """Without momentum, the same weights as those of Lookahead."""
+    seen = run(PLACES[place](snoo(INNER, 3, 0.5, 0.0)))
     assert_close((seen.params, seen.slow), alone())
 
 
@@ -156,8 +170,9 @@ def test_leaves_outside_every_lookahead_are_those_of_the_params():
 
 @pytest.mark.parametrize("place", ["alone", "chain", "MultiSteps"])
 def test_inside_flatten(place):
-    seen = run(PLACES[place](optax.flatten(lookahead(INNER, 3, 0.5))))
-    assert_close((seen.params, seen.slow), alone())
+    for tx in (lookahead(INNER, 3, 0.5), snoo(INNER, 3, 0.5, 0.0)):
+        seen = run(PLACES[place](optax.flatten(tx)))
+        assert_close((seen.params, seen.slow), alone())
 
 
 def test_inside_flatten_in_the_dtypes_of_the_params():

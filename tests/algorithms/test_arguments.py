@@ -619,7 +619,7 @@ def test_sync_is_a_bool(name, k, value):
 @pytest.mark.parametrize("name", SYNCING)
 def test_sync_is_known_when_the_program_is_compiled(name):
     step = jax.jit(lambda sync: updated(SYNCING[name](5), sync=sync))
-    rejects(lambda: step(True), "`sync`", "static argument", "got", "JitTracer")
+    rejects(lambda: step(True), "`sync`", "static argument", "got", "Trace")
 
 
 @pytest.mark.parametrize("value", [True, -1, 3, 1.0, "1", (True, False), jnp.array(1)], ids=repr)
