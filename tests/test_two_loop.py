@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_exactness import (
+from algorithms.test_exactness import (
     CASES,
     OPTIMIZERS,
     assert_same_bits,
