@@ -57,8 +57,8 @@ def add(params: optax.Params, updates: optax.Updates) -> optax.Params:
 
 
 def landed(params: optax.Params, updates: optax.Updates) -> optax.Params:
-    """The params that have an update, after it."""
-    return tree_map(lambda u, p: jnp.asarray(p + u).astype(jnp.result_type(p)), updates, params)
+    """The params after their updates; None for a leaf without an update."""
+    return tree_map(lambda u, p: add(p, u), updates, params)
 
 
 def sum_of_squares(tree: optax.Updates) -> jax.Array:

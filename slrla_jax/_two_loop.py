@@ -210,6 +210,11 @@ def two_loop(
             target = numerics.tree_map(_moved, slow, outer_updates, params, updates)
             return jax.tree.map(numerics.like, (target, outer_state), (slow, state.outer_state))
 
+        # Without a collective to avoid, a selection is cheaper than a conditional. Compiled for
+        # CPUs with 24 leaves, SNOO around SGD with momentum has temporaries of 1.1 copies of
+        # the params with `where` and 2.1 with `cond`, around AdamW 1.4 and 3.1, and accesses
+        # the memory of 20 copies and 23, 26 and 30. (The slow step is then made at every step,
+        # and discarded.)
         if axis_name is None or sync is True:
             target, outer_state = slow_step()
             outer_state = jax.tree.map(

@@ -279,6 +279,20 @@ def test_one_manual_sync_among_automatic_ones(make):
     ]
 
 
+@pytest.mark.parametrize(
+    "make", [lambda k: lookahead(optax.sgd(1.0), k, 0.5), lambda k: snoo(optax.sgd(1.0), k, 0.5, 0)]
+)
+def test_a_manual_sync_right_after_an_automatic_one(make):
+    """It takes its cycle from the params, as the automatic step would."""
+    tx, params = make(2), jnp.array(0.0)
+    state, seen = tx.init(params), []
+    for n in range(1, 5):
+        updates, state = tx.update(jnp.array(1.0), state, params, sync=True if n == 3 else None)
+        params = optax.apply_updates(params, updates)
+        seen.append((float(params), float(slow_params(state, params))))
+    assert seen == [(-1, 0), (-1, -1), (-1.5, -1.5), (-2.5, -1.5)]
+
+
 def test_a_part_of_the_params_without_updates_is_not_stored_again():
     """Its slow weights would be the params themselves, and could not be donated with them."""
     for tx in (lookahead(sgd(), None), snoo(sgd(), None)):
