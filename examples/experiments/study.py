@@ -14,11 +14,13 @@ from experiments import flags
 from experiments.command_line import add_settings, add_sweep, seeds_of, sweep_options
 from experiments.config import Config, SettingError
 from experiments.configs.lookbehind import BASE, CONFIGS
+from experiments.data import Data, Dataset
 from experiments.figures import bars
 from experiments.flags import Parser
 from experiments.optimizers import OPTIMIZERS
 from experiments.report import Column, report
-from experiments.sweep import Entry, Results, Sweep, dataset_of, title_of
+from experiments.run import Run, run_of
+from experiments.sweep import Entry, Results, Sweep, title_of
 
 DEFAULT = ("sgd", "sam", "lookbehind_sam", "asam", "lookbehind_asam")
 
@@ -94,11 +96,15 @@ def sweep_of(
       draw: draws a picture of the results, with a title, into a file; None for `bars`.
       options: of the `Sweep`: what is trained, and how it is measured.
 
-    Raises:
-      SettingError: if the data do not fit into memory.
+    When it is run, data that do not fit into memory are a SettingError.
     """
-    if not hasattr(dataset_of(entries_of(args)[0].config, args.data_path), "train_images"):
-        raise SettingError("dataset", f"must be one that fits into memory, got {args.dataset}")
+    build = options.pop("run_of", run_of)
+
+    def run_in_memory(config: Config, dataset: Data, **others: Any) -> Run:
+        if not isinstance(dataset, Dataset):
+            raise SettingError("dataset", f"must be one that fits into memory, got {dataset.name}")
+        return build(config, dataset, **others)
+
     picture = f"{Path(parser.prog).stem}.png"
 
     def draw_bars(results: Results, title: str, path: Path) -> None:
@@ -115,6 +121,7 @@ def sweep_of(
         seeds=seeds_of(args),
         report=report_of,
         further=further,
+        run_of=run_in_memory,
         one_device=True,
         **sweep_options(args, parser),
         **options,

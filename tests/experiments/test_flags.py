@@ -11,7 +11,7 @@ import pytest
 import reproduce
 import sequential
 import sharpness
-from experiments import data, study, sweep
+from experiments import data, sweep
 from experiments.config import Config
 from experiments.studies import ablation
 
@@ -116,7 +116,6 @@ def asked_of(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sweep, "run", run)
-    monkeypatch.setattr(study, "dataset_of", dataset_of)
     monkeypatch.setattr(ablations, "dataset_of", dataset_of)
     monkeypatch.setattr(ablations, "run_folder", run_folder)
     monkeypatch.setattr(ablations, "write_json", lambda *args: None)

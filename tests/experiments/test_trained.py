@@ -6,6 +6,7 @@ import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -367,4 +368,16 @@ def test_wrong_flags(program, flags, message, tmp_path, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert message in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("program", [sharpness, sequential])
+def test_a_stream_cannot_be_measured(program, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    stream = SimpleNamespace(name="imagenet2012")
+    monkeypatch.setattr("experiments.data.load", lambda name, folder: stream)
+    assert program.main(["--dataset", "imagenet"]) == 2
+    said = capsys.readouterr().err
+    assert "--dataset: must be one that fits into memory, got imagenet2012" in said
+    assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
