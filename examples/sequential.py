@@ -139,11 +139,6 @@ class TasksRun(Run):
 
     tasks: Sequence[Task] = ()
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in the training images of a task."""
-        return self.tasks[0].dataset.train_size // self.batch_size
-
     def of(self, task: Task) -> Run:
         """Returns the run of a single task."""
         count, length = len(self.tasks), len(self.stages.lengths) // len(self.tasks)
@@ -151,7 +146,7 @@ class TasksRun(Run):
             self,
             dataset=task.dataset,
             epochs=self.epochs // count,
-            stages=Stages(*(part[:length] for part in self.stages)),
+            stages=Stages(*(part[:length] for part in self.stages[:2])),
         )
 
 
@@ -168,7 +163,7 @@ def run_of_tasks(
             "dataset": dataset,
             "model": told(one.model),
             "epochs": one.epochs * len(tasks),
-            "stages": Stages(*(part * len(tasks) for part in one.stages)),
+            "stages": Stages(*(part * len(tasks) for part in one.stages[:2])),
             "tasks": tasks,
         }
     )

@@ -59,6 +59,11 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "passes over the training images (default: %(default)s)",
     },
+    "epoch_steps": {
+        "type": flags.count,
+        "metavar": "N",
+        "help": "how many steps are called an epoch (default: %(default)s)",
+    },
     "batch_size": {
         "type": flags.count,
         "metavar": "N",

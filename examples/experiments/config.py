@@ -33,13 +33,16 @@ class Config:
     Attributes:
       dataset: a name in `data.DATASETS`.
       train_images: how many of its training images; None for all.
+      held_out: how many of its other training images are evaluated in place of the test images,
+        as tuning must; None for none.
       channel_std: what the channels of standardised images are divided by, as fractions of
         white; None for the data set's own standard deviation.
       model: a name in `models.NETWORKS`.
       input_norm: whether the channels of images are standardised, or pixels only scaled to
         [0, 1].
       bf16: whether to compute in bfloat16; params stay in float32.
-      epochs: passes over the training images.
+      epochs: passes over the training images, or multiples of `epoch_steps`.
+      epoch_steps: how many steps are called an epoch; None for a pass over the training images.
       equal: whether optimizers with these epochs take them all ("epochs"), or take equally many
         gradients ("gradients"): one that needs several in a step then takes so many steps fewer.
       batch_size: images in a batch, over all devices.
@@ -53,12 +56,22 @@ class Config:
       whole_cycles: whether stages are rounded to whole cycles of `sync_period` steps.
       learning_rate: of the first stage.
       decay: the factor by which the learning rate changes from stage to stage.
+      warmup: the fraction of the run in which the learning rate rises from 0, linearly.
+      annealing: by what the learning rate is multiplied besides: "none" for 1; "cosine" for half
+        a cosine wave that falls from 1 to 0; "linear" for 1 until the last fifth of the run, in
+        which it falls to 0.
       optimizer: a name in `optimizers.OPTIMIZERS`.
       inner: the inner optimizer of those that wrap one, a name in `optimizers.INNER`.
       momentum: of SGD; b1 of the adaptive optimizers.
       weight_decay: coupled (L2) or decoupled, as the inner optimizer has it.
       sync_period: k of Lookahead and SLRLA, one value for all stages or one for each.
       slow_step_size: α, likewise; for Lookbehind also "adaptive".
+      outer_learning_rate: η of SNOO.
+      outer_momentum: μ of SNOO.
+      train_interpolation: μ_y of primal averaging.
+      eval_interpolation: μ_x of primal averaging.
+      ema_decay: d of the exponential moving average of the params, which has weight 1 − d for
+        those of each step.
       beta: β of the local regulariser in the paper's convention, likewise.
       anchor_period: S, steps between two anchors of the released form of SLRLA; None for an
         anchor that is refreshed at every sync.
@@ -69,11 +82,13 @@ class Config:
 
     dataset: str = "digits"
     train_images: int | None = None
+    held_out: int | None = None
     channel_std: tuple[float, ...] | None = None
     model: str = "resnet"
     input_norm: bool = True
     bf16: bool = False
     epochs: int = 30
+    epoch_steps: int | None = None
     equal: str = "epochs"
     batch_size: int = 64
     eval_every: int = 1
@@ -84,12 +99,19 @@ class Config:
     whole_cycles: bool = False
     learning_rate: float = 0.1
     decay: float = 0.2
+    warmup: float = 0.0
+    annealing: str = "none"
     optimizer: str = "sgd"
     inner: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 1e-3
     sync_period: int | tuple[int, ...] = 5
     slow_step_size: float | str | tuple[float, ...] = 0.8
+    outer_learning_rate: float = 0.8
+    outer_momentum: float = 0.75
+    train_interpolation: float = 0.7
+    eval_interpolation: float = 0.9967
+    ema_decay: float = 0.99
     beta: float | tuple[float, ...] = 0.0
     anchor_period: int | None = None
     ascent_steps: int = 2

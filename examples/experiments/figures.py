@@ -93,6 +93,42 @@ def curves(records: Sequence[Record], runs: Mapping[str, Run], title: str, path:
         accuracy.set_ylim(*_limits(accuracy, from_epoch))
 
 
+def leads(
+    records: Sequence[Record],
+    runs: Mapping[str, Run],
+    column: Column,
+    title: str,
+    path: Path,
+) -> None:
+    """Draws a measure over the steps, and seed by seed its difference to that of the first entry.
+
+    Lines are means over the seeds, bands reach from the lowest to the highest seed.
+    """
+    seeds = len({record["seed"] for record in records})
+    spread = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
+    with picture(path, (10, 4.2), f"{title}; {spread}") as figure:
+        whole, lead = figure.subplots(1, 2)
+        ends, first = [], None
+        for label, look in styles(list(runs)):
+            mine = [r for r in records if r["optimizer"] == label and column.measure in r]
+            steps = np.unique([record["steps"] for record in mine])
+            values = by_seed(mine, column.measure)
+            first = values if first is None else first
+            for axes, shown in ((whole, values), (lead, values - first)):
+                axes.plot(steps, shown.mean(axis=0), linewidth=1.8, **look)
+                axes.fill_between(
+                    steps, shown.min(axis=0), shown.max(axis=0), color=look["color"], alpha=0.15
+                )
+            ends.append((values - first)[:, len(steps) // 4 :])
+        low, high = min(map(np.min, ends)), max(map(np.max, ends))
+        margin = 0.1 * (high - low) + 1e-3
+        lead.set_ylim(low - margin, high + margin)
+        whole.set(title=column.header, xlabel="step")
+        lead.set(title=f"Difference to {next(iter(runs))}", xlabel="step")
+        log_axis(whole)
+        whole.legend(loc="best")
+
+
 def bars(
     records: Sequence[Record],
     labels: Sequence[str],

@@ -8,15 +8,16 @@ and each with its own kind of weight decay. To add an optimizer, write a functio
 configuration and the stages, and add a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from experiments.config import Config
+from experiments.config import Config, SettingError
 from experiments.schedules import Stages
 from slrla_jax import (
     Stage,
@@ -26,9 +27,11 @@ from slrla_jax import (
     lookahead,
     lookbehind,
     multilayer_lookahead,
+    primal_averaging,
     slow_params,
     slrla,
     slrla_sgd,
+    snoo,
     stagewise_prox,
 )
 
@@ -71,6 +74,8 @@ def adabelief(
 def adabound_from_its_start(learning_rate: LearningRate, b1: float) -> optax.GradientTransformation:
     """AdaBound whose bounds belong to the learning rate that a run begins with."""
     base_lr = float(learning_rate(0)) if callable(learning_rate) else None
+    if base_lr is not None and base_lr < learning_rate(1):
+        raise SettingError("warmup", "AdaBound's bounds belong to the first learning rate; use 0")
     return adabound(learning_rate, b1=b1, base_lr=base_lr)
 
 
@@ -119,11 +124,63 @@ def make_multilayer_lookahead(config: Config, stages: Stages) -> optax.GradientT
     )
 
 
+def make_snoo(config: Config, stages: Stages) -> optax.GradientTransformation:
+    """SNOO around the inner optimizer."""
+    return snoo(
+        inner_of(config)(stages.schedule),
+        config.sync_period,
+        config.outer_learning_rate,
+        config.outer_momentum,
+    )
+
+
+def make_primal_averaging(config: Config, stages: Stages) -> optax.GradientTransformation:
+    """Primal averaging around the inner optimizer."""
+    return primal_averaging(
+        inner_of(config)(stages.schedule), config.train_interpolation, config.eval_interpolation
+    )
+
+
+def make_schedule_free(config: Config, stages: Stages) -> optax.GradientTransformation:
+    """Schedule-free learning, whose interpolation takes the place of the momentum."""
+    inner = inner_of(replace(config, momentum=0.0))(stages.schedule)
+    return optax.contrib.schedule_free(inner, stages.schedule, b1=config.momentum)
+
+
+class MovingAverageState(NamedTuple):
+    """State of the inner optimizer, and the average of the params."""
+
+    inner_state: optax.OptState
+    average: optax.Params
+
+
+def make_ema(config: Config, stages: Stages) -> optax.GradientTransformation:
+    """The inner optimizer, and beside it an exponential moving average of the params.
+
+    The average begins with the initial params.
+    """
+    inner = inner_of(config)(stages.schedule)
+    decay = config.ema_decay
+
+    def init(params: optax.Params) -> MovingAverageState:
+        return MovingAverageState(inner.init(params), jax.tree.map(jnp.copy, params))
+
+    def update(
+        updates: optax.Updates, state: MovingAverageState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, MovingAverageState]:
+        updates, inner_state = inner.update(updates, state.inner_state, params)
+        moved = optax.apply_updates(params, updates)
+        average = optax.incremental_update(moved, state.average, 1 - decay)
+        return updates, MovingAverageState(inner_state, average)
+
+    return optax.GradientTransformation(init, update)
+
+
 def make_slrla(config: Config, stages: Stages) -> optax.GradientTransformation:
     """SLRLA as the paper's Algorithm 3: each stage is held near where it began."""
     settings = zip(
         stages.lengths,
-        stages.learning_rates,
+        learning_rates_within(stages),
         config.each_stage("beta"),
         config.each_stage("sync_period"),
         config.each_stage("slow_step_size"),
@@ -133,6 +190,14 @@ def make_slrla(config: Config, stages: Stages) -> optax.GradientTransformation:
         inner_of(config),
         [Stage(length // k, rate, beta, k, alpha) for length, rate, beta, k, alpha in settings],
     )
+
+
+def learning_rates_within(stages: Stages) -> Sequence[LearningRate]:
+    """The learning rate of each stage, a number or a schedule of the step within the stage."""
+    if stages.are_constant:
+        return stages.learning_rates
+    starts = [0, *(end for _, end in stages.ends[:-1])]
+    return [lambda count, start=start: stages.schedule(start + count) for start in starts]
 
 
 def make_sla(config: Config, stages: Stages) -> optax.GradientTransformation:
@@ -246,6 +311,22 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "multilayer_lookahead": Optimizer(
         "Multilayer Lookahead", make_multilayer_lookahead, slow_params, settings=PERIOD
     ),
+    "snoo": Optimizer(
+        "SNOO",
+        make_snoo,
+        slow_params,
+        settings=("sync_period", "outer_learning_rate", "outer_momentum"),
+    ),
+    "primal_averaging": Optimizer(
+        "Primal averaging",
+        make_primal_averaging,
+        slow_params,
+        settings=("train_interpolation", "eval_interpolation"),
+    ),
+    "schedule_free": Optimizer(
+        "Schedule-free", make_schedule_free, optax.contrib.schedule_free_eval_params
+    ),
+    "ema": Optimizer("EMA", make_ema, lambda state, params: state.average, settings=("ema_decay",)),
     "sla": Optimizer("SLA", make_sla, slow_params, settings=PERIOD),
     "slrla": Optimizer("SLRLA", make_slrla, slow_params, settings=(*PERIOD, "beta")),
     "slrla_released": Optimizer(

@@ -77,7 +77,7 @@ class Progress(AbstractContextManager["Progress"]):
             if first is None:
                 first, began = step, now
             images = (step - first) * run.batch_size * len(seeds)
-            speed = f"  {images / (now - began):,.0f} img/s" if images else ""
+            speed = f"  {images / (now - began):,.0f} {_per_second(run)}" if images else ""
             where = _where(run, run.epoch_of(step))
             line = f"{self._who(run, seeds[0])}{where}  loss {loss:.4g}{speed}"
             self._bar.update(self._task, completed=self._done(run, seeds, step), description=line)
@@ -97,7 +97,7 @@ class Progress(AbstractContextManager["Progress"]):
             f"{self._who(run, record['seed'])}{_where(run, record['epoch'])}  "
             f"loss {record['batch_loss']:.4f}"
             + ("" if test is None else f"  test {100 * test:.2f} %")
-            + f"  {speed:,.0f} img/s"
+            + f"  {speed:,.0f} {_per_second(run)}"
         )
 
     def _done(self, run: Run, seeds: Sequence[int], step: int) -> int:
@@ -123,6 +123,11 @@ class TimeColumn(ProgressColumn):
         seconds = int((task.time_remaining if known else task.elapsed) or 0)
         clock = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
         return Text(f"{clock} left" if known else clock)
+
+
+def _per_second(run: Run) -> str:
+    """Returns the unit of the speed."""
+    return "img/s" if run.dataset.unit == "images" else f"{run.dataset.unit}/s"
 
 
 def _where(run: Run, epoch: int) -> str:

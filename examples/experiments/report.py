@@ -28,12 +28,14 @@ class Column(NamedTuple):
       measure: the field of the records.
       when: `final`, after the last epoch, or `best`, after each seed's best.
       form: how a number is written.
+      lower_is_better: whether it is a loss or a cost.
     """
 
     header: str
     measure: str
     when: str = "final"
     form: str = ".2f"
+    lower_is_better: bool = False
 
 
 # Of programs that train networks; those that nothing was measured for are left out.
@@ -243,7 +245,9 @@ def notes(summary: Settings, columns: Sequence[Column]) -> list[str]:
 
 def comparison(summary: Settings, columns: Sequence[Column]) -> list[str]:
     """Says how the first column's numbers differ from those of the first entry, seed by seed."""
-    measure = columns[0].measure
+    measure, form = columns[0].measure, columns[0].form
+    unit = " points" if "accuracy" in measure else ""
+    sign = -1 if columns[0].lower_is_better else 1
     final = {
         label: np.array(entry["measured"][measure]["final"]["by_seed"])
         for label, entry in summary["entries"].items()
@@ -254,13 +258,13 @@ def comparison(summary: Settings, columns: Sequence[Column]) -> list[str]:
     lines = []
     for label in others:
         difference = final[label] - final[first]
-        mean, spread = signed(difference.mean()), ""
+        mean, spread = signed(difference.mean(), form), ""
         if len(difference) > 1:
-            spread = f" ± {difference.std(ddof=1):.2f}"
+            spread = f" ± {difference.std(ddof=1):{form}}"
         lines.append(
-            f"{label} against {first}: {mean}{spread} points; better from "
-            f"{(difference > 0).sum()} of {len(difference)} seeds, worse from "
-            f"{(difference < 0).sum()}"
+            f"{label} against {first}: {mean}{spread}{unit}; better from "
+            f"{(sign * difference > 0).sum()} of {len(difference)} seeds, worse from "
+            f"{(sign * difference < 0).sum()}"
         )
     return lines
 

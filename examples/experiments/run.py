@@ -12,7 +12,7 @@ import optax
 
 from experiments import devices, models
 from experiments.config import Config, SettingError
-from experiments.data import Data
+from experiments.data import Data, Text
 from experiments.evaluation import SlowParams
 from experiments.optimizers import OPTIMIZERS
 from experiments.schedules import Stages, stages_of, with_milestones_that_fit
@@ -29,7 +29,9 @@ class Run:
       dataset: the training and test images.
       tx: the optimizer.
       stages: learning rates and lengths; together they are the steps of the run.
-      epochs: passes over the training images; the last one lasts until the steps are done.
+      epochs: spans of equally many steps; the last one lasts until the steps are done.
+      steps_per_epoch: those of a span; of whole batches in the training images, unless the
+        configuration says otherwise.
       batch_size: examples in a batch, over all devices.
       slow_params: reads the weights to evaluate from optimizer state and params; None if those
         are the params themselves.
@@ -48,6 +50,7 @@ class Run:
     tx: optax.GradientTransformation
     stages: Stages
     epochs: int
+    steps_per_epoch: int
     batch_size: int
     slow_params: SlowParams | None = None
     eval_every: int = 1
@@ -61,11 +64,6 @@ class Run:
     def steps(self) -> int:
         """Training steps in all."""
         return self.stages.steps
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in the training images."""
-        return self.dataset.train_size // self.batch_size
 
     @property
     def steps_before(self) -> int:
@@ -116,12 +114,17 @@ def run_of(
     if not 0 < config.batch_size <= dataset.train_size:
         raise SettingError(
             "batch_size",
-            f"must be from 1 to {dataset.train_size}, the number of training images, "
+            f"must be from 1 to {dataset.train_size}, the number of training {dataset.unit}, "
             f"got {config.batch_size}",
         )
     if config.batch_size % len(on):
         raise SettingError(
             "batch_size", f"must be a multiple of the {len(on)} devices, got {config.batch_size}"
+        )
+    if isinstance(dataset, Text) and config.model not in models.OF_TEXT:
+        raise SettingError(
+            "model",
+            f"{config.model} sees images, and {dataset.name} is text: {', '.join(models.OF_TEXT)}",
         )
     model = _model(config.model, dataset, config.bf16, config.input_norm)
     try:
@@ -129,18 +132,22 @@ def run_of(
     except ValueError as error:
         raise SettingError("model", f"{config.model}: {error}") from error
     optimizer = OPTIMIZERS[config.optimizer]
-    per_epoch = dataset.train_size // config.batch_size
+    per_epoch = config.epoch_steps or dataset.train_size // config.batch_size
     gradients = optimizer.gradients(config)
     steps = config.epochs * per_epoch // (gradients if config.equal == "gradients" else 1)
     if steps == 0:
         raise SettingError(
             "epochs",
-            f"{config.epochs} with {per_epoch} batches each are too few for a step of "
+            f"{config.epochs} of {per_epoch} steps each are too few for a step of "
             f"{optimizer.label}, which takes {gradients} gradients",
         )
     if config.fit_milestones:
         config = with_milestones_that_fit(config, steps, per_epoch)
     stages = stages_of(config, steps, per_epoch)
+    if more_epochs and config.annealing != "none":
+        raise SettingError(
+            "more_epochs", "a run at whose end the learning rate is 0 cannot be extended"
+        )
     longest = max(config.each_stage("sync_period"))
     if "sync_period" in optimizer.settings and longest > stages.steps:
         raise SettingError(
@@ -153,6 +160,7 @@ def run_of(
         tx=optimizer.make(config, stages),
         stages=stages.longer(more_epochs * per_epoch),
         epochs=-(-steps // per_epoch) + more_epochs,
+        steps_per_epoch=per_epoch,
         batch_size=config.batch_size,
         slow_params=optimizer.slow_params,
         eval_every=config.eval_every,

@@ -1,12 +1,21 @@
-"""The stages of a run: how long they are, and the learning rate in each."""
+"""The stages of a run, how long they are; and the learning rate, in each and from step to step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from experiments.config import Config, SettingError
+
+# Factors of the learning rate, from the fraction of the run that is over.
+ANNEALINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "none": jnp.ones_like,
+    "cosine": lambda over: (1 + jnp.cos(jnp.pi * over)) / 2,
+    "linear": lambda over: jnp.minimum(1, 5 * (1 - over)),
+}
 
 
 class Stages(NamedTuple):
@@ -15,10 +24,19 @@ class Stages(NamedTuple):
     Attributes:
       learning_rates: of each.
       lengths: of each, in training steps.
+      warmup: the number of steps in which the learning rate rises from 0.
+      annealing: what it is multiplied by besides, a name in `ANNEALINGS`.
     """
 
     learning_rates: tuple[float, ...]
     lengths: tuple[int, ...]
+    warmup: int = 0
+    annealing: str = "none"
+
+    @property
+    def are_constant(self) -> bool:
+        """Whether the learning rate does not change within a stage."""
+        return self.warmup == 0 and self.annealing == "none"
 
     @property
     def steps(self) -> int:
@@ -37,7 +55,7 @@ class Stages(NamedTuple):
 
     def longer(self, steps: int) -> "Stages":
         """Returns the same stages with so many more steps in the last one."""
-        return Stages(self.learning_rates, (*self.lengths[:-1], self.lengths[-1] + steps))
+        return self._replace(lengths=(*self.lengths[:-1], self.lengths[-1] + steps))
 
     def in_words(self) -> str:
         """Says the learning rate of each stage, and the step with which it ends."""
@@ -47,15 +65,26 @@ class Stages(NamedTuple):
             f"{rate:.2g} to {'' if q else 'step '}{end:,}"
             for q, (rate, end) in enumerate(self.ends)
         ]
-        return f"learning rate {', '.join(ends)}"
+        warmup = f", after a warm-up of {self.warmup:,} steps" if self.warmup else ""
+        annealing = f", {self.annealing} annealing" if self.annealing != "none" else ""
+        return f"learning rate {', '.join(ends)}{warmup}{annealing}"
 
     @property
     def schedule(self) -> optax.Schedule:
         """The learning rate of a 0-based training step; the last one ever after."""
-        return optax.join_schedules(
+        staged = optax.join_schedules(
             [optax.constant_schedule(rate) for rate in self.learning_rates],
             [end for _, end in self.ends[:-1]],
         )
+        if self.are_constant:
+            return staged
+
+        def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+            rising = jnp.minimum(1.0, (count + 1) / max(self.warmup, 1))
+            over = jnp.minimum(1.0, count / self.steps)
+            return staged(count) * rising * ANNEALINGS[self.annealing](over)
+
+        return schedule
 
 
 def stage_lengths(
@@ -109,7 +138,7 @@ def stages_of(config: Config, steps: int, epoch: int) -> Stages:
         sync_periods=config.each_stage("sync_period") if config.whole_cycles else None,
     )
     rates = tuple(config.learning_rate * config.decay**q for q in range(len(lengths)))
-    return Stages(rates, lengths)
+    return Stages(rates, lengths, round(config.warmup * steps), config.annealing)
 
 
 def with_milestones_that_fit(config: Config, steps: int, epoch: int) -> Config:

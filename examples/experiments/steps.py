@@ -56,7 +56,7 @@ class Model:
         return nnx.split(model)[0]
 
     def check(self) -> None:
-        """Raises ValueError if the network cannot have images of this size."""
+        """Raises ValueError if the network cannot have examples of this shape."""
         _ = self.graph
 
     @functools.cached_property
@@ -185,12 +185,14 @@ def train_step(
 def eval_step(
     model: Model, pool: Pool, params: Tree, stats: Tree, batch: Batch, counted: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the sums of cross-entropy and of correct answers over the examples that count."""
+    """Returns the sums of cross-entropy and of accuracy over the examples that count."""
     inputs, labels = model.take(pool, batch)
     logits = nnx.merge(model.graph, params, stats, copy=True)(inputs, train=False)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     correct = logits.argmax(-1) == labels
-    return jnp.sum(jnp.where(counted, loss, 0)), jnp.sum(counted & correct)
+    # An example with several labels, as a window of text, counts with their mean.
+    loss, correct = (x.reshape(len(x), -1).mean(axis=1) for x in (loss, correct))
+    return jnp.sum(jnp.where(counted, loss, 0)), jnp.sum(jnp.where(counted, correct, 0))
 
 
 def statistics_step(

@@ -338,9 +338,9 @@ def title_of(run: Run) -> str:
     length = f"{epochs} epoch{'s' if epochs > 1 else ''}"
     length += f" and {run.more_epochs} more" if run.more_epochs else ""
     return (
-        f"{data.name}, {data.train_size:,} training and {data.test_size:,} test images; "
+        f"{data.name}, {data.train_size:,} training and {data.test_size:,} test {data.unit}; "
         f"{run.model.name}, {run.model.size:,} parameters; "
-        f"{length}, {run.steps:,} steps of {run.batch_size} images"
+        f"{length}, {run.steps:,} steps of {run.batch_size} {data.unit}"
     )
 
 
@@ -357,13 +357,18 @@ def dataset_of(config: Config, data_path: Path | None) -> Data:
     if config.channel_std is not None:
         std = np.float32(config.channel_std) * np.float32(dataset.white)
         dataset = replace(dataset, std=std)
-    if config.train_images is None:
-        return dataset
-    try:
-        return dataset.with_training_images(config.train_images)
-    except DataError as error:
-        raise SettingError("train_images", str(error)) from error
+    if config.held_out is not None:
+        try:
+            dataset = dataset.with_held_out(config.held_out)
+        except DataError as error:
+            raise SettingError("held_out", str(error)) from error
+    if config.train_images is not None:
+        try:
+            dataset = dataset.with_training_images(config.train_images)
+        except DataError as error:
+            raise SettingError("train_images", str(error)) from error
+    return dataset
 
 
 def _data_of(config: Config) -> Hashable:
-    return config.dataset, config.train_images, config.channel_std
+    return config.dataset, config.train_images, config.held_out, config.channel_std

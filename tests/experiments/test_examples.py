@@ -82,6 +82,7 @@ def train(dataset, name, *, seeds, together=False, network=None, epochs=2, **set
         slow_params=optimizer.slow_params,
         stages=stages,
         epochs=epochs,
+        steps_per_epoch=5,
         batch_size=10,
         devices=jax.devices()[:1],
     )

@@ -68,6 +68,7 @@ def make_run(dataset, network=Dropped, *, one_device=True, tx=None, steps=18, **
             "slow_params": slrla_jax.slow_params,
             "stages": Stages((0.1,), (steps,)),
             "epochs": 3,
+            "steps_per_epoch": 6,
             "batch_size": 8,
             "recalibrate": network is Dropped,
             **settings,

@@ -1,8 +1,9 @@
 """The data sets of the examples, by name: in memory, or as a stream.
 
 `load` returns a `Dataset`, whose raw images are in memory, or for ImageNet a `Stream`, which
-decodes them in worker processes. Standardising pixels is part of the compiled step, as is the
-augmentation of small images (`data.augment`). Optional packages are imported on use.
+decodes them in worker processes; a text is a `Text`, a `Dataset` of characters. Standardising
+pixels is part of the compiled step, as is the augmentation of small images (`data.augment`).
+Optional packages are imported on use.
 """
 
 from collections.abc import Callable
@@ -11,12 +12,23 @@ from pathlib import Path
 
 from experiments import names
 
-from . import small
+from . import small, text
 from .batches import batches
 from .dataset import Data, DataError, Dataset
 from .stream import Stream, imagenet
+from .text import Text
 
-__all__ = ["ALIASES", "DATASETS", "Data", "DataError", "Dataset", "Stream", "batches", "load"]
+__all__ = [
+    "ALIASES",
+    "DATASETS",
+    "Data",
+    "DataError",
+    "Dataset",
+    "Stream",
+    "Text",
+    "batches",
+    "load",
+]
 
 DATASETS: dict[str, Callable[[Path | None], Data]] = {
     "digits": small.digits,
@@ -25,6 +37,8 @@ DATASETS: dict[str, Callable[[Path | None], Data]] = {
     "cifar10": partial(small.cifar, "cifar10"),
     "cifar100": partial(small.cifar, "cifar100"),
     "imagenet2012": imagenet,
+    "python_reference": text.python_reference,
+    "text": text.text_files,
 }
 
 # Names beside these; upper and lower case, hyphens and underscores make no difference in either.
@@ -36,8 +50,9 @@ def load(name: str, folder: Path | None = None) -> Data:
 
     Args:
       name: of the data set.
-      folder: with IDX files, with CIFAR's archives, or with what TensorFlow Datasets
-        prepared; by default `~/tensorflow_datasets`. The digits take no folder.
+      folder: with IDX files, with CIFAR's archives, with files of text, or with what
+        TensorFlow Datasets prepared, by default `~/tensorflow_datasets`. The digits and the
+        reference of Python take no folder.
 
     Raises:
       DataError: if there is no such data set, or it is missing, unreadable or invalid.

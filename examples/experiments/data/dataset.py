@@ -36,6 +36,7 @@ class Data(ABC):
       std: like `mean`, the standard deviation.
       white: the largest possible value of a raw pixel.
       augmented: whether training images are cropped and flipped at random in the compiled step.
+      unit: what its examples are called in messages and tables.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Data(ABC):
     std: np.ndarray
     white: float = 255.0
     augmented: bool = False
+    unit: str = "images"
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -139,6 +141,37 @@ class Dataset(Data):
         Raises:
           DataError: if there are fewer than n, or if a class would have none.
         """
+        return self._with_only(self.choice(n))
+
+    def with_held_out(self, n: int) -> "Dataset":
+        """The same data set with n of the training images in place of its test images.
+
+        They are those that `with_training_images` would leave out.
+
+        Raises:
+          DataError: if too few training images are left for each class to have one.
+        """
+        chosen = self.choice(self.train_size - n)
+        others = np.setdiff1d(np.arange(self.train_size), chosen)
+        return replace(
+            self._with_only(chosen),
+            test_images=self.train_images[others],
+            test_labels=self.train_labels[others],
+        )
+
+    def _with_only(self, chosen: np.ndarray) -> "Dataset":
+        return replace(
+            self,
+            train_images=self.train_images[chosen],
+            train_labels=self.train_labels[chosen],
+        )
+
+    def choice(self, n: int) -> np.ndarray:
+        """Indices of n training images, in their order, each class with its share.
+
+        Raises:
+          DataError: if there are fewer than n, or if a class would have none.
+        """
         labels = self.train_labels
         by_class = np.argsort(labels, kind="stable")
         sizes = np.bincount(labels, minlength=self.classes)
@@ -151,4 +184,4 @@ class Dataset(Data):
                 f"cannot train on {n} images of {self.name}: there are {len(labels):,}, "
                 f"in {np.count_nonzero(sizes)} classes that all must have a share"
             )
-        return replace(self, train_images=self.train_images[chosen], train_labels=labels[chosen])
+        return chosen

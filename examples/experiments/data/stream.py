@@ -94,6 +94,14 @@ class Stream(Data):
         """
         raise DataError(f"{self.name} has no smaller part of {n} images")
 
+    def with_held_out(self, n: int) -> "Stream":
+        """Not supported.
+
+        Raises:
+          DataError: always.
+        """
+        raise DataError(f"{self.name} is a stream, of which no {n} images can be held out")
+
     def eval_batches(
         self, split: str, size: int, devices: int
     ) -> Iterator[tuple[Batch, np.ndarray]]:

@@ -13,6 +13,9 @@ Where a network drops out, it draws from the stream "dropout" of `rngs` (or the 
 one), and its random state is, like the running statistics, in what `nnx.split(model,
 nnx.Param, ...)` returns last. Without `train` nothing is dropped.
 
+The transformer is for text: it takes a shape (characters,) and as many classes as the alphabet has
+characters, and returns logits of shape (batch, characters, classes).
+
 The ResNets have two forms, for images of 64 pixels and more the ImageNet one; see
 `models.resnet`. The VGGs need 32 pixels.
 """
@@ -24,10 +27,14 @@ from flax import nnx
 
 from experiments.models.resnet import resnet10, resnet12, resnet18, resnet34, resnet50
 from experiments.models.small import ResNet, SmallVGG, SoftmaxRegression
+from experiments.models.transformer import Transformer
 from experiments.models.vgg import vgg11, vgg16, vgg16_bn, vgg19
 from experiments.models.wide_resnet import WideResNet
 
-__all__ = ["NETWORKS", "ResNet", "SmallVGG", "SoftmaxRegression"]
+__all__ = ["NETWORKS", "OF_TEXT", "ResNet", "SmallVGG", "SoftmaxRegression", "Transformer"]
+
+# Those that read text; the others see images.
+OF_TEXT = {"transformer"}
 
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "resnet": ResNet,
@@ -35,6 +42,7 @@ NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "narrow_resnet": partial(ResNet, widths=(8, 16, 32), stride=2),
     "narrow_vgg": partial(SmallVGG, widths=(8, 16, 32), depths=(1, 1, 2)),
     "softmax": SoftmaxRegression,
+    "transformer": Transformer,
     "ResNet-10": resnet10,
     "ResNet-12": resnet12,
     "ResNet-18": resnet18,

@@ -1,0 +1,45 @@
+"""Fashion-MNIST and a residual network of 20 thousand weights, with optimizers that are all tuned.
+
+Paper:    none; optimizers of the Lookahead family around SGD with momentum, and what they compete
+          with.
+Command:  python examples/image_classifier.py --dataset fashion_mnist --data_path DIR
+Time:     see `results/image_classifier/README.md`, as for what came out.
+
+Data, network and length are those of `fashion_mnist_resnet`: 4,000 training images, 620 steps.
+"""
+
+from experiments.config import Config
+from experiments.configs.language_model import PROBLEM as LANGUAGE
+from experiments.report import Column
+from experiments.tuning import Problem
+
+BASE = Config(
+    dataset="digits",
+    model="narrow_resnet",
+    epochs=10,
+    batch_size=64,
+    milestones=(),
+    warmup=0.05,
+    learning_rate=0.1,
+    inner="sgd",
+    momentum=0.9,
+    weight_decay=1e-3,
+    eval_every=1,
+)
+ACCURACY = Column("accuracy", "test_accuracy")
+
+PROBLEM = Problem(
+    base=BASE,
+    held_out=4_000,
+    learning_rates=(0.05, 0.1, 0.2, 0.4),
+    starts={"sgd": {}} | {name: own for name, own in LANGUAGE.starts.items() if name != "adamw"},
+    others={"sgd": LANGUAGE.others["adamw"]} | dict(LANGUAGE.others),
+    tuned={},
+    goal=ACCURACY,
+    columns=(
+        Column("recalibrated", "recalibrated_test_accuracy"),
+        Column("loss", "test_loss", form=".4f"),
+    ),
+    note="Accuracy in % on the test images, of the weights that each method evaluates, with the "
+    "running BatchNorm statistics of the fast weights, and with recalibrated ones",
+)
