@@ -9,6 +9,7 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from slrla_jax import _arguments as arguments
+from slrla_jax import _memory as memory
 from slrla_jax import _moments as moments
 from slrla_jax import _numerics as numerics
 from slrla_jax._arguments import ScalarOrSchedule
@@ -52,6 +53,7 @@ def lookahead(
     *,
     sync_moments: str = "keep",
     slow_dtype: DTypeLike | None = None,
+    memory_kind: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lookahead: k steps forward with an inner optimizer, one step back.
 
@@ -111,6 +113,11 @@ def lookahead(
         movements of the slow weights that bfloat16 would round away. (Under
         `optax.inject_hyperparams` pass it as a string, because a type would be mistaken
         for a schedule there.)
+      memory_kind: `"pinned_host"` keeps the slow weights (and the moments that `"pullback"`
+        stores) in the memory of the host, where they take no room on the device. Steps with
+        `sync=True` fetch them and put them back; the others return them as they came. It
+        needs manual syncs only, that is `sync_period=None`, and a version of jax that has
+        `jax.memory`. None keeps them in the memory of the params.
 
     Returns:
       A transformation with `update(updates, state, params, *, sync=None, **extra_args)`,
@@ -120,8 +127,9 @@ def lookahead(
     Raises:
       ValueError: if `inner` is not a transformation, `sync_period` is below 1 or not
         whole, `slow_step_size` is outside (0, 1], `sync_moments` is unknown, `slow_dtype`
-        is not floating or (at `init`) is narrower than the params, or `sync_moments`
-        requires a declaration that the inner state lacks; and in `update`, if the params
+        is not floating or (at `init`) is narrower than the params, `memory_kind` is unknown
+        or given with a `sync_period`, or `sync_moments` requires a declaration that the
+        inner state lacks; and in `update`, if the params
         are missing, if the state was made for other params, or if `sync` is missing
         although `sync_period` is None, or is not a bool known when the program is
         compiled. Values known only inside a compiled program cannot be checked.
@@ -152,7 +160,10 @@ def lookahead(
       2021.
     """
     check_settings(inner, sync_period, slow_step_size, sync_moments, slow_dtype)
-    return lookahead_layer(inner, sync_period, slow_step_size, sync_moments, slow_dtype)
+    memory.check_kind("memory_kind", memory_kind, sync_period)
+    return lookahead_layer(
+        inner, sync_period, slow_step_size, sync_moments, slow_dtype, memory_kind
+    )
 
 
 def lookahead_layer(
@@ -161,6 +172,7 @@ def lookahead_layer(
     slow_step_size: ScalarOrSchedule,
     sync_moments: str,
     slow_dtype: DTypeLike | None,
+    memory_kind: str | None = None,
     *,
     layer: int = 1,
     layers: int = 1,
@@ -195,6 +207,7 @@ def lookahead_layer(
       slow_step_size: α.
       sync_moments: one of `moments.CHOICES`.
       slow_dtype: the dtype of θ; None for that of the params.
+      memory_kind: where θ is kept; None for the memory of the params.
       layer: the number of this layer; 1 is the innermost.
       layers: the number of all layers. With manual syncs, the extra argument `sync` of
         `update` is the number of layers that sync, counted from the innermost.
@@ -211,8 +224,10 @@ def lookahead_layer(
         found = moments.find(sync_moments, inner_state)
         return LookaheadState(
             inner_state=inner_state,
-            cycle_start_params=numerics.copy(params, slow_dtype),
-            cycle_start_moments=numerics.copy(found if sync_moments == moments.PULLBACK else ()),
+            cycle_start_params=memory.put(numerics.copy(params, slow_dtype), memory_kind),
+            cycle_start_moments=memory.put(
+                numerics.copy(found if sync_moments == moments.PULLBACK else ()), memory_kind
+            ),
             steps_taken=jnp.zeros((), jnp.int32),
             steps_since_sync=jnp.zeros((), jnp.int32),
             synced=jnp.ones((), bool),
@@ -234,12 +249,13 @@ def lookahead_layer(
             arguments.check_sync(sync, layers, is_needed=sync_period is None)
         alpha = step_size_at(state.steps_taken)
 
-        # θ ← p at the start of a cycle.
-        starts = state.synced if sync is None or sync >= layer else False
-        slow = slow_weights(starts, state.cycle_start_params, params)
-        start_moments = moments.at_cycle_start(
-            sync_moments, starts, state.inner_state, state.cycle_start_moments
-        )
+        # θ ← p at the start of a cycle. In a step that is known not to sync, θ stays where it is.
+        kept = start = state.cycle_start_params, state.cycle_start_moments
+        starts: Any = False
+        if sync is None or sync >= layer:
+            starts, start = state.synced, memory.on_device(kept)
+        slow = slow_weights(starts, start[0], params)
+        start_moments = moments.at_cycle_start(sync_moments, starts, state.inner_state, start[1])
 
         # v ← p + u(p), a step of the inner optimizer.
         if pull is not None:
@@ -290,7 +306,9 @@ def lookahead_layer(
         )
         if sync is True:
             state = _start_cycle(state, numerics.landed(params, updates), sync_moments, layer)
-        return updates, state
+        start = state.cycle_start_params, state.cycle_start_moments
+        slow, start_moments = memory.as_before(start, kept)
+        return updates, state._replace(cycle_start_params=slow, cycle_start_moments=start_moments)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -302,12 +320,15 @@ def _start_cycle(
     inner_state = state.inner_state
     if layer > 1:
         inner_state = _start_cycle(inner_state, params, sync_moments, layer - 1)
+    kept = state.cycle_start_params, state.cycle_start_moments
+    slow, start_moments = memory.on_device(kept)
+    start = (
+        slow_weights(True, slow, params),
+        moments.at_cycle_start(sync_moments, True, inner_state, start_moments),
+    )
+    slow, start_moments = memory.as_before(start, kept)
     return state._replace(
-        inner_state=inner_state,
-        cycle_start_params=slow_weights(True, state.cycle_start_params, params),
-        cycle_start_moments=moments.at_cycle_start(
-            sync_moments, True, inner_state, state.cycle_start_moments
-        ),
+        inner_state=inner_state, cycle_start_params=slow, cycle_start_moments=start_moments
     )
 
 
@@ -374,6 +395,8 @@ def slow_weights(starts: ArrayLike, stored: optax.Params, params: optax.Params) 
 
     A part of the params that is None, because it has no updates, stays as stored.
     """
+    if starts is False:
+        return stored
 
     def leaf(theta: jax.Array, p: Any) -> jax.Array:
         return theta if p is None else numerics.select(starts, _with_bits_of(theta, p), theta)

@@ -7,6 +7,7 @@ import optax
 from jax.typing import DTypeLike
 
 from slrla_jax import _arguments as arguments
+from slrla_jax import _memory as memory
 from slrla_jax._arguments import ScalarOrSchedule
 from slrla_jax._lookahead import check_settings, lookahead_layer
 
@@ -18,6 +19,7 @@ def multilayer_lookahead(
     *,
     sync_moments: str = "keep",
     slow_dtype: DTypeLike | None = None,
+    memory_kind: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lookahead around Lookahead, to any depth.
 
@@ -45,6 +47,8 @@ def multilayer_lookahead(
       sync_moments: what the syncs of every layer do to the moments of `inner`; see
         `lookahead`.
       slow_dtype: the dtype of the slow copies; see `lookahead`.
+      memory_kind: where the slow copies are kept; see `lookahead`. A step reads and writes
+        those of the layers that sync.
 
     Returns:
       A transformation with `update(updates, state, params, *, sync=None, **extra_args)`.
@@ -83,10 +87,12 @@ def multilayer_lookahead(
     periods: Any = [None] * len(slow_step_sizes) if sync_periods is None else sync_periods
     arguments.check_same_length(sync_periods=periods, slow_step_sizes=slow_step_sizes)
 
+    memory.check_kind("memory_kind", memory_kind, sync_periods)
+
     tx = inner
     layers = len(slow_step_sizes)
     for n, (k, alpha) in enumerate(zip(periods, slow_step_sizes, strict=True)):
         settings = (k, alpha, sync_moments, slow_dtype)
         check_settings(inner, *settings, entry=f"s[{n}]")
-        tx = lookahead_layer(tx, *settings, layer=n + 1, layers=layers)
+        tx = lookahead_layer(tx, *settings, memory_kind, layer=n + 1, layers=layers)
     return tx

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from slrla_jax import _memory as memory
 from slrla_jax._lookahead import LookaheadState, slow_weights
 from slrla_jax._primal_averaging import PrimalAveragingState, averaged
 from slrla_jax._two_loop import TwoLoopState
@@ -90,6 +91,7 @@ def _slow_leaves(state: State, current: dict[Place, Any]) -> dict[Place, Any]:
         return jnp.reshape(number, steps.shape + (1,) * (leaf.ndim - steps.ndim))
 
     def read(theta: jax.Array, p: Any) -> Any:
+        theta = memory.on_device(theta)
         if isinstance(state, PrimalAveragingState):
             (mu,) = jax.tree.leaves(state.interpolation)
             return averaged(theta, p, along(mu, theta))

@@ -10,6 +10,7 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from slrla_jax import _arguments as arguments
+from slrla_jax import _memory as memory
 from slrla_jax import _moments as moments
 from slrla_jax import _numerics as numerics
 from slrla_jax._arguments import Scalar, ScalarOrSchedule
@@ -52,6 +53,7 @@ def two_loop(
     axis_name: AxisName | None = None,
     sync_moments: str = "keep",
     slow_dtype: DTypeLike | None = None,
+    memory_kind: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lookahead whose slow step is made by any optimizer.
 
@@ -98,6 +100,8 @@ def two_loop(
       sync_moments: what a sync does to the moments of `inner`: `"keep"` or `"reset"`; see
         `lookahead`. (There is no α here to pull moments back by.)
       slow_dtype: the dtype of θ; see `lookahead`. B computes in it.
+      memory_kind: `"pinned_host"` keeps θ and the state of B in the memory of the host; see
+        `lookahead`.
 
     Returns:
       A transformation with `update(updates, state, params, *, sync=None, **extra_args)`.
@@ -140,6 +144,7 @@ def two_loop(
         arguments.check_axis_name("axis_name", axis_name)
     arguments.check_choice("sync_moments", sync_moments, (moments.KEEP, moments.RESET))
     arguments.check_dtype("slow_dtype", slow_dtype)
+    memory.check_kind("memory_kind", memory_kind, sync_period)
     inner = arguments.with_extra_args_support(inner)
     period_at = arguments.as_schedule(sync_period)
 
@@ -161,8 +166,8 @@ def two_loop(
         return TwoLoopState(
             inner_state=inner_state,
             # A copy of its own, because B may store its params.
-            outer_state=outer.init(numerics.copy(params, slow_dtype)),
-            cycle_start_params=numerics.copy(params, slow_dtype),
+            outer_state=memory.put(outer.init(numerics.copy(params, slow_dtype)), memory_kind),
+            cycle_start_params=memory.put(numerics.copy(params, slow_dtype), memory_kind),
             steps_taken=jnp.zeros((), jnp.int32),
             steps_since_sync=jnp.zeros((), jnp.int32),
             synced=jnp.ones((), bool) if axis_name is None else None,
@@ -182,8 +187,13 @@ def two_loop(
         arguments.check_params_of(state.cycle_start_params, params)
         arguments.check_sync(sync, 1, is_needed=sync_period is None)
 
-        # θ ← p at the start of a cycle.
-        starts: Any = state.synced if axis_name is None and (sync is None or sync) else False
+        # θ ← p at the start of a cycle. In a step that is known not to sync, θ stays where it is.
+        kept = state.cycle_start_params, state.outer_state
+        starts: Any = False
+        if sync is None or sync:
+            starts = state.synced if axis_name is None else False
+            slow, outer_state = memory.on_device(kept)
+            state = state._replace(cycle_start_params=slow, outer_state=outer_state)
         slow = slow_weights(starts, state.cycle_start_params, params)
 
         # v ← p + u(p), a step of the inner optimizer.
@@ -238,6 +248,7 @@ def two_loop(
             slow = slow_weights(True, target, numerics.landed(params, updates))
         else:
             slow = with_lost_bits(sync, slow, target, params)
+        slow, outer_state = memory.as_before((slow, outer_state), kept)
         return updates, state._replace(
             inner_state=moments.forget_evaluations(sync, inner_state),
             outer_state=outer_state,
@@ -282,6 +293,7 @@ def snoo(
     *,
     sync_moments: str = "keep",
     slow_dtype: DTypeLike | None = None,
+    memory_kind: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SNOO: Lookahead whose slow step has Nesterov momentum.
 
@@ -302,6 +314,7 @@ def snoo(
       momentum: μ in [0, 1); 0 for no momentum.
       sync_moments: `"keep"` or `"reset"` the moments of `inner`; see `two_loop`.
       slow_dtype: the dtype of θ and b; see `lookahead`.
+      memory_kind: `"pinned_host"` keeps θ and b in the memory of the host; see `lookahead`.
 
     Returns:
       A transformation like that of `two_loop`. Its state is two copies of the params larger
@@ -325,6 +338,7 @@ def snoo(
         sync_period,
         sync_moments=sync_moments,
         slow_dtype=slow_dtype,
+        memory_kind=memory_kind,
     )
 
 
@@ -337,6 +351,7 @@ def diloco(
     *,
     sync_moments: str = "keep",
     slow_dtype: DTypeLike | None = None,
+    memory_kind: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""DiLoCo: replicas that train alone for k steps, then take one slow step together.
 
@@ -361,6 +376,7 @@ def diloco(
       momentum: μ in [0, 1); 0 for no momentum.
       sync_moments: `"keep"` or `"reset"` the moments of `inner`; see `two_loop`.
       slow_dtype: the dtype of θ and b, in which s is averaged; see `lookahead`.
+      memory_kind: `"pinned_host"` keeps θ and b in the memory of the host; see `lookahead`.
 
     Returns:
       A transformation like that of `two_loop`, whose `update` must run where the axis is
@@ -398,6 +414,7 @@ def diloco(
         axis_name=axis_name,
         sync_moments=sync_moments,
         slow_dtype=slow_dtype,
+        memory_kind=memory_kind,
     )
 
 

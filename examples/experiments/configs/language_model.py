@@ -4,7 +4,7 @@ Paper:    none; optimizers of the Lookahead family around AdamW, and what they c
 Command:  python examples/language_model.py --dataset text --data_path DIR
 Time:     see `results/language_model/README.md`, as for what came out.
 
-Two thousand steps with 16 windows of 64 characters each are 2 million characters; the Jargon File,
+A thousand steps with 16 windows of 64 characters each are a million characters; the Jargon File,
 on which the settings were tuned, has 1.6 million.
 """
 
@@ -15,7 +15,7 @@ from experiments.tuning import Problem
 BASE = Config(
     dataset="python_reference",
     model="transformer",
-    epochs=20,
+    epochs=10,
     epoch_steps=100,
     batch_size=16,
     milestones=(),
