@@ -212,7 +212,9 @@ def lookahead_layer(
         return LookaheadState(
             inner_state=inner_state,
             cycle_start_params=numerics.copy(params, slow_dtype),
-            cycle_start_moments=numerics.copy(found if sync_moments == moments.PULLBACK else ()),
+            cycle_start_moments=numerics.sharded_state(
+                numerics.copy(found if sync_moments == moments.PULLBACK else ()), params
+            ),
             steps_taken=jnp.zeros((), jnp.int32),
             steps_since_sync=jnp.zeros((), jnp.int32),
             synced=jnp.ones((), bool),
@@ -232,6 +234,7 @@ def lookahead_layer(
         arguments.check_params_of(state.cycle_start_params, params)
         if layer == layers:
             arguments.check_sync(sync, layers, is_needed=sync_period is None)
+        updates = numerics.sharded_updates(updates, params)
         alpha = step_size_at(state.steps_taken)
 
         # θ ← p at the start of a cycle.

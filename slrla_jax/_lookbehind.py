@@ -327,7 +327,7 @@ def _ascent(grads: optax.Updates, scales: optax.Params | None, rho: Scalar) -> o
     norm = numerics.sqrt(numerics.sum_of_squares(scaled))
     factor = jnp.where(norm > 0, arguments.as_number(rho) / jnp.where(norm > 0, norm, 1.0), 0.0)
     return numerics.tree_map(
-        lambda g, s, t: numerics.like(factor * t * s, jnp.asarray(g)), grads, scaled, scales
+        lambda g, s, t: (factor * t * s).astype(jnp.result_type(g)), grads, scaled, scales
     )
 
 
@@ -408,4 +408,4 @@ def _adaptive_step_sizes(first: optax.Updates, last: optax.Updates, cosine: str)
 
 def _step_back(moved: jax.Array, alpha: Any, update: jax.Array) -> jax.Array:
     """α (v − θ), or v − θ itself if α = 1."""
-    return numerics.like(numerics.at_limit(alpha == 1, moved, alpha * moved), update)
+    return numerics.at_limit(alpha == 1, moved, alpha * moved).astype(update.dtype)

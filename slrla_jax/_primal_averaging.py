@@ -117,6 +117,7 @@ def primal_averaging(
         arguments.check_state(state, PrimalAveragingState)
         arguments.check_made_for(state.inner_params, updates)
         arguments.check_params_of(state.inner_params, params)
+        updates = numerics.sharded_updates(updates, params)
         mu_y, mu_x = train_at(state.steps_taken), eval_at(state.steps_taken)
 
         # z ← A(z, g) = z + u.

@@ -161,7 +161,9 @@ def two_loop(
         return TwoLoopState(
             inner_state=inner_state,
             # A copy of its own, because B may store its params.
-            outer_state=outer.init(numerics.copy(params, slow_dtype)),
+            outer_state=numerics.sharded_state(
+                outer.init(numerics.copy(params, slow_dtype)), params
+            ),
             cycle_start_params=numerics.copy(params, slow_dtype),
             steps_taken=jnp.zeros((), jnp.int32),
             steps_since_sync=jnp.zeros((), jnp.int32),
@@ -181,6 +183,7 @@ def two_loop(
         arguments.check_made_for(state.cycle_start_params, updates)
         arguments.check_params_of(state.cycle_start_params, params)
         arguments.check_sync(sync, 1, is_needed=sync_period is None)
+        updates = numerics.sharded_updates(updates, params)
 
         # θ ← p at the start of a cycle.
         starts: Any = state.synced if axis_name is None and (sync is None or sync) else False
