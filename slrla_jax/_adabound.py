@@ -117,13 +117,14 @@ def adabound(
     learning_rate_at = arguments.as_schedule(learning_rate)
 
     def init_fn(params: optax.Params) -> AdaBoundState:
-        state = AdaBoundState(
+        mu = jax.tree.map(jnp.zeros_like, params)
+        nu = jax.tree.map(lambda p: jnp.zeros_like(_squares(p)), params)
+        return AdaBoundState(
             steps_taken=jnp.zeros((), jnp.int32),
             count=jnp.zeros((), jnp.int32),
-            mu=jax.tree.map(jnp.zeros_like, params),
-            nu=jax.tree.map(lambda p: jnp.zeros_like(_squares(p)), params),
+            mu=numerics.sharded_state(mu, params),
+            nu=numerics.sharded_state(nu, params),
         )
-        return numerics.sharded_state(state, params)
 
     def update_fn(
         updates: optax.Updates,

@@ -155,9 +155,9 @@ def _at_limit_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[
 
 # Shardings
 #
-# Where mesh axes are Explicit, the sharding of an array is part of its type. Where they are Auto, the
-# compiler chooses it from what the array is computed from, and an array of zeros is computed from
-# nothing: without a hint, every device holds all of it.
+# Where mesh axes are Explicit, the sharding of an array is part of its type. Where they are Auto,
+# the compiler derives it from those of the operands. Zeros have no operands: without a hint, every
+# device holds all of them.
 
 
 def sharded_like(x: jax.Array, other: jax.Array) -> jax.Array:
@@ -185,7 +185,7 @@ def shard_alike(x: jax.Array, other: jax.Array) -> jax.Array:
 
 def sharded_state(state: optax.OptState, params: optax.Params) -> optax.OptState:
     """A new state, in which every tree that is shaped like the params is sharded like them."""
-    structure = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(params)
 
     def is_like_params(node: Any) -> bool:
         return bool(jax.tree.structure(node) == structure)
