@@ -408,4 +408,4 @@ def _adaptive_step_sizes(first: optax.Updates, last: optax.Updates, cosine: str)
 
 def _step_back(moved: jax.Array, alpha: Any, update: jax.Array) -> jax.Array:
     """α (v − θ), or v − θ itself if α = 1."""
-    return numerics.at_limit(alpha == 1, moved, alpha * moved).astype(update.dtype)
+    return numerics.like(numerics.at_limit(alpha == 1, moved, alpha * moved), update)

@@ -177,7 +177,7 @@ def shard_alike(x: jax.Array, other: jax.Array) -> jax.Array:
     """Asks the compiler to shard an array like another, where nothing else decides it."""
     if not hasattr(jax, "shard_map"):  # a version of jax that cannot map what asks for it
         return x
-    if not isinstance(other, jax.core.Tracer) or x.shape != other.shape or x.ndim == 0:
+    if not isinstance(other, jax.core.Tracer) or x.shape != other.shape:
         return x
     alike: jax.Array = shard_alike_pair(x, other)[0]  # type: ignore[no-untyped-call]
     return alike
