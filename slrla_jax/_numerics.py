@@ -175,9 +175,9 @@ def sharded_like(x: jax.Array, other: jax.Array) -> jax.Array:
 
 def shard_alike(x: jax.Array, other: jax.Array) -> jax.Array:
     """Asks the compiler to shard an array like another, where nothing else decides it."""
-    if not hasattr(jax, "shard_map"):  # a version of jax that cannot map what asks for it
+    if not hasattr(jax, "shard_map"):  # a version of jax whose shard_map refuses the request
         return x
-    if not isinstance(other, jax.core.Tracer) or x.shape != other.shape:
+    if not isinstance(other, jax.core.Tracer) or jnp.shape(x) != jnp.shape(other):
         return x
     alike: jax.Array = shard_alike_pair(x, other)[0]  # type: ignore[no-untyped-call]
     return alike
@@ -197,7 +197,7 @@ def sharded_state(state: optax.OptState, params: optax.Params) -> optax.OptState
 
 
 def sharded_updates(updates: optax.Updates, params: optax.Params) -> optax.Updates:
-    """Shards those updates like the params of which every device holds all, if axes are Explicit.
+    """With Explicit axes, splits updates that every device holds in full like their params.
 
     Otherwise, what is computed from the params would be gathered to be like the updates.
     """
