@@ -117,11 +117,14 @@ def adabound(
     learning_rate_at = arguments.as_schedule(learning_rate)
 
     def init_fn(params: optax.Params) -> AdaBoundState:
+        mu = jax.tree.map(jnp.zeros_like, params)
+        nu = jax.tree.map(lambda p: jnp.zeros_like(_squares(p)), params)
+        mu, nu = numerics.sharded_state((mu, nu), params)
         return AdaBoundState(
             steps_taken=jnp.zeros((), jnp.int32),
             count=jnp.zeros((), jnp.int32),
-            mu=jax.tree.map(jnp.zeros_like, params),
-            nu=jax.tree.map(lambda p: jnp.zeros_like(_squares(p)), params),
+            mu=mu,
+            nu=nu,
         )
 
     def update_fn(

@@ -222,11 +222,12 @@ def lookahead_layer(
         arguments.check_wide_enough("slow_dtype", slow_dtype, params)
         inner_state = inner.init(params)
         found = moments.find(sync_moments, inner_state)
+        stored = found if sync_moments == moments.PULLBACK else ()
         return LookaheadState(
             inner_state=inner_state,
             cycle_start_params=memory.put(numerics.copy(params, slow_dtype), memory_kind),
             cycle_start_moments=memory.put(
-                numerics.copy(found if sync_moments == moments.PULLBACK else ()), memory_kind
+                numerics.sharded_state(numerics.copy(stored), params), memory_kind
             ),
             steps_taken=jnp.zeros((), jnp.int32),
             steps_since_sync=jnp.zeros((), jnp.int32),
@@ -247,6 +248,7 @@ def lookahead_layer(
         arguments.check_params_of(state.cycle_start_params, params)
         if layer == layers:
             arguments.check_sync(sync, layers, is_needed=sync_period is None)
+        updates = numerics.sharded_updates(updates, params)
         alpha = step_size_at(state.steps_taken)
 
         # θ ← p at the start of a cycle. In a step that is known not to sync, θ stays where it is.

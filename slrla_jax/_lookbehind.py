@@ -327,7 +327,7 @@ def _ascent(grads: optax.Updates, scales: optax.Params | None, rho: Scalar) -> o
     norm = numerics.sqrt(numerics.sum_of_squares(scaled))
     factor = jnp.where(norm > 0, arguments.as_number(rho) / jnp.where(norm > 0, norm, 1.0), 0.0)
     return numerics.tree_map(
-        lambda g, s, t: numerics.like(factor * t * s, jnp.asarray(g)), grads, scaled, scales
+        lambda g, s, t: (factor * t * s).astype(jnp.result_type(g)), grads, scaled, scales
     )
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental.shard_alike import shard_alike as shard_alike_pair
 from jax.typing import ArrayLike, DTypeLike
 
 # Trees
@@ -120,26 +121,13 @@ def select(condition: ArrayLike, new: ArrayLike, old: ArrayLike) -> jax.Array:
     """
     old = jnp.asarray(old)
     if isinstance(condition, bool):
-        return like(new, old) if condition else old
+        return shard_alike(like(new, old), old) if condition else old
     return jnp.where(condition, like(new, old), old)
 
 
 def like(x: ArrayLike, other: jax.Array) -> jax.Array:
     """Converts an array to the dtype and sharding of another."""
     return sharded_like(jnp.asarray(x, other.dtype), other)
-
-
-def sharded_like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """Reshards an array like another where mesh axes are Explicit and operands must agree."""
-    if not hasattr(jax.sharding, "reshard"):  # a version of jax without Explicit axes
-        return x
-    wanted = jax.typeof(other).sharding
-    if wanted == jax.typeof(x).sharding:
-        return x
-    if jax.sharding.AxisType.Explicit not in wanted.mesh.axis_types:
-        return x
-    resharded: jax.Array = jax.sharding.reshard(x, wanted)  # type: ignore[no-untyped-call]
-    return resharded
 
 
 def at_limit(is_limit: ArrayLike, exact: jax.Array, general: jax.Array) -> jax.Array:
@@ -163,3 +151,61 @@ def _at_limit(is_limit: ArrayLike, exact: jax.Array, general: jax.Array) -> jax.
 @_at_limit.defjvp
 def _at_limit_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     return _at_limit(*primals), tangents[2]
+
+
+# Shardings
+#
+# Where mesh axes are Explicit, the sharding of an array is part of its type. Where they are Auto,
+# the compiler derives it from those of the operands. Zeros have no operands: without a hint, every
+# device holds all of them.
+
+
+def sharded_like(x: jax.Array, other: jax.Array) -> jax.Array:
+    """Reshards an array like another where mesh axes are Explicit and operands must agree."""
+    if not hasattr(jax.sharding, "reshard"):  # a version of jax without Explicit axes
+        return x
+    wanted = jax.typeof(other).sharding
+    if wanted == jax.typeof(x).sharding:
+        return x
+    if jax.sharding.AxisType.Explicit not in wanted.mesh.axis_types:
+        return x
+    resharded: jax.Array = jax.sharding.reshard(x, wanted)  # type: ignore[no-untyped-call]
+    return resharded
+
+
+def shard_alike(x: jax.Array, other: jax.Array) -> jax.Array:
+    """Asks the compiler to shard an array like another, where nothing else decides it."""
+    if not hasattr(jax, "shard_map"):  # a version of jax whose shard_map refuses the request
+        return x
+    if not isinstance(other, jax.core.Tracer) or jnp.shape(x) != jnp.shape(other):
+        return x
+    alike: jax.Array = shard_alike_pair(x, other)[0]  # type: ignore[no-untyped-call]
+    return alike
+
+
+def sharded_state(state: optax.OptState, params: optax.Params) -> optax.OptState:
+    """A new state, in which every tree that is shaped like the params is sharded like them."""
+    structure: Any = jax.tree.structure(params)
+
+    def is_like_params(node: Any) -> bool:
+        return bool(jax.tree.structure(node) == structure)
+
+    def place(node: Any) -> Any:
+        return jax.tree.map(shard_alike, node, params) if is_like_params(node) else node
+
+    return jax.tree.map(place, state, is_leaf=is_like_params)
+
+
+def sharded_updates(updates: optax.Updates, params: optax.Params) -> optax.Updates:
+    """With Explicit axes, splits updates that every device holds in full like their params.
+
+    Otherwise, what is computed from the params would be gathered to be like the updates.
+    """
+
+    def leaf(u: Any, p: Any) -> Any:
+        if not hasattr(jax.sharding, "reshard") or not isinstance(u, jax.Array):
+            return u
+        is_split = any(axis is not None for axis in jax.typeof(u).sharding.spec)
+        return u if is_split else sharded_like(u, jnp.asarray(p))
+
+    return tree_map(leaf, updates, params)

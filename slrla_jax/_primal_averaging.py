@@ -117,6 +117,7 @@ def primal_averaging(
         arguments.check_state(state, PrimalAveragingState)
         arguments.check_made_for(state.inner_params, updates)
         arguments.check_params_of(state.inner_params, params)
+        updates = numerics.sharded_updates(updates, params)
         mu_y, mu_x = train_at(state.steps_taken), eval_at(state.steps_taken)
 
         # z ← A(z, g) = z + u.
@@ -153,7 +154,7 @@ def averaged(z: ArrayLike, y: ArrayLike, mu: ArrayLike) -> jax.Array:
 
 def _step(u: ArrayLike, y: ArrayLike, z: jax.Array, mu: ArrayLike, new: ArrayLike) -> jax.Array:
     """The update from y to z' + μ_y μ_x (x − z'), with z' = z + u."""
-    u, y = jnp.asarray(u), jnp.asarray(y)
+    u, y = jnp.asarray(u), numerics.sharded_like(jnp.asarray(y), z)
     if not numerics.is_inexact(y):
         return u
     moved = z + u

@@ -115,6 +115,7 @@ def stagewise_prox(
         del extra_args
         arguments.check_params("stagewise_prox", params)
         arguments.check_made_for(state.anchor_params, updates)
+        updates = numerics.sharded_updates(updates, params)
         begins = begins_at(state.steps_taken)
         anchor = numerics.tree_map(
             lambda a, p: numerics.select(begins, p, a), state.anchor_params, params

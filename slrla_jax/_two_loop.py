@@ -163,10 +163,11 @@ def two_loop(
         arguments.check_wide_enough("slow_dtype", slow_dtype, params)
         inner_state = inner.init(params)
         moments.find(sync_moments, inner_state)
+        # From a copy of its own, because B may store its params.
+        outer_state = outer.init(numerics.copy(params, slow_dtype))
         return TwoLoopState(
             inner_state=inner_state,
-            # A copy of its own, because B may store its params.
-            outer_state=memory.put(outer.init(numerics.copy(params, slow_dtype)), memory_kind),
+            outer_state=memory.put(numerics.sharded_state(outer_state, params), memory_kind),
             cycle_start_params=memory.put(numerics.copy(params, slow_dtype), memory_kind),
             steps_taken=jnp.zeros((), jnp.int32),
             steps_since_sync=jnp.zeros((), jnp.int32),
@@ -186,6 +187,7 @@ def two_loop(
         arguments.check_made_for(state.cycle_start_params, updates)
         arguments.check_params_of(state.cycle_start_params, params)
         arguments.check_sync(sync, 1, is_needed=sync_period is None)
+        updates = numerics.sharded_updates(updates, params)
 
         # θ ← p at the start of a cycle. In a step that is known not to sync, θ stays where it is.
         kept = state.cycle_start_params, state.outer_state

@@ -419,16 +419,21 @@ def diloco(
     outer_eta: float,
     mu: float,
     steps: int,
+    beta: float = 0.0,
+    S: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fast weights of every replica, (steps, replicas, size), and slow weights, (steps, size).
 
-    The gradients of replica r are `gradient(v, s, r)`.
+    The gradients of replica r are `gradient(v, s, r)`. Each replica is pulled to an anchor of
+    its own, which is refreshed every S steps.
     """
     fast, slow = [], []
     v, b = [theta for _ in replicas], 0.0
     for s in range(steps):
+        if s % S == 0:
+            anchors = v
         v = [
-            A.step(v_r, gradient(v_r, s, r), eta)
+            A.step(v_r, gradient(v_r, s, r) + beta * (v_r - anchors[r]), eta)
             for r, (A, v_r) in enumerate(zip(replicas, v, strict=True))
         ]
         if (s + 1) % k == 0:

@@ -1,4 +1,4 @@
-"""Several devices: replicated params train as on one device, and sharded params stay sharded."""
+"""Several devices: replicated params train as on one device, also beside a sharded state."""
 
 import functools
 
@@ -12,10 +12,7 @@ from jax.sharding import PartitionSpec as P
 from transforms_table import assert_close, quick_jit
 
 from slrla_jax import (
-    LookaheadState,
     Stage,
-    StagewiseProxState,
-    TwoLoopState,
     adabound,
     adagrad_norm,
     adaloss,
@@ -183,117 +180,7 @@ def test_shard_map(name):
     assert_as_on_one_device(train(step, tx, fresh_params()), name)
 
 
-# Sharded params.
-
-SPECS = {"w": P("x", "y"), "b": P("y")}
-
-
-def sharded_params(axis_type):
-    mesh = mesh_of((4, 2), ("x", "y"), axis_type)
-    shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
-    return mesh, shardings, jax.tree.map(jax.device_put, data()[0], shardings)
-
-
-def copies(state):
-    """All copies of the params in a state: the slow weights and anchors of all layers."""
-    kinds = (LookaheadState, StagewiseProxState, TwoLoopState)
-    if isinstance(state, (LookaheadState, TwoLoopState)):
-        return [state.cycle_start_params, *copies(state.inner_state)]
-    if isinstance(state, StagewiseProxState):
-        return [state.anchor_params]
-    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
-    return [copy for node in nodes if isinstance(node, kinds) for copy in copies(node)]
-
-
-NUMBER_OF_COPIES = {
-    "lookahead": 1,
-    "lookahead-pullback": 1,
-    "multilayer_lookahead": 2,
-    "slrla": 2,
-    "slrla-decoupled": 2,
-    "slrla_sgd-shared": 1,
-    "slrla_sgd-own": 2,
-    "snoo": 1,
-}
-
-
-def assert_sharded(copies, params, number):
-    assert len(copies) == number
-    for copy in copies:
-        for key, leaf in copy.items():
-            assert leaf.sharding.is_equivalent_to(params[key].sharding, leaf.ndim), key
-            assert not leaf.sharding.is_fully_replicated, key
-
-
-def sharding_step(tx):
-    """A step without a batch, with gradients in the sharding of the params."""
-
-    @functools.partial(quick_jit, donate_argnums=(0, 1))
-    def step(params, state):
-        updates, state = tx.update(jax.tree.map(jnp.sin, params), state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
-
-
-@functools.cache
-def sharding_steps_on_one_device(name):
-    tx, params = TRANSFORMS[name](), fresh_params()
-    state, step = tx.init(params), sharding_step(tx)
-    for _ in range(4):
-        params, state = step(params, state)
-    return jax.device_get((params, slow_params(state, params)))
-
-
-@every_transform
-@pytest.mark.parametrize("jitted", [False, True], ids=["eager init", "jitted init"])
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
-def test_copies_take_and_keep_the_params_sharding(name, axis_type, jitted):
-    tx = TRANSFORMS[name]()
-    mesh, _, params = sharded_params(axis_type)
-    step = sharding_step(tx)
-    with jax.set_mesh(mesh):
-        state = (quick_jit(tx.init) if jitted else tx.init)(params)
-        assert_sharded(copies(state), params, NUMBER_OF_COPIES[name])
-        for _ in range(4):
-            given = jax.tree.leaves((params, copies(state)))
-            params, state = step(params, state)
-            assert all(leaf.is_deleted() for leaf in given)
-            assert_sharded([params, *copies(state)], params, 1 + NUMBER_OF_COPIES[name])
-            assert jax.tree.map(lambda p: p.sharding.spec, params) == SPECS
-            slow = slow_params(state, params)
-            assert_sharded([slow], params, 1)
-    assert_close(jax.device_get((params, slow)), sharding_steps_on_one_device(name))
-
-
-@every_transform
-def test_abstract_copies_have_the_params_sharding_with_explicit_axes(name):
-    mesh, _, params = sharded_params(AxisType.Explicit)
-    with jax.set_mesh(mesh):
-        state = jax.eval_shape(TRANSFORMS[name]().init, params)
-    assert len(copies(state)) == NUMBER_OF_COPIES[name]
-    for copy in copies(state):
-        assert {key: leaf.sharding.spec for key, leaf in copy.items()} == SPECS
-
-
-@every_transform
-def test_map_params_gives_every_leaf_like_a_param_its_sharding(name):
-    tx = TRANSFORMS[name]()
-    mesh, shardings, params = sharded_params(AxisType.Auto)
-    everywhere = NamedSharding(mesh, P())
-    wanted = optax.tree.map_params(
-        tx,
-        lambda _, sharding: sharding,
-        jax.eval_shape(tx.init, params),
-        shardings,
-        transform_non_params=lambda _: everywhere,
-    )
-    state = quick_jit(tx.init, out_shardings=wanted)(params)
-    assert_sharded(copies(state), params, NUMBER_OF_COPIES[name])
-    for leaf in jax.tree.leaves(state):
-        spec = {(8, 4): SPECS["w"], (4,): SPECS["b"]}.get(leaf.shape, P())
-        assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec), leaf.ndim)
-
+# Sharded states.
 
 SHARDED_STATES = TRANSFORMS | {
     "lookahead-reset": lambda: lookahead(optax.adam(0.05), 3, 0.5, sync_moments="reset"),

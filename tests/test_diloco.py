@@ -1,181 +1,48 @@
 """Replicas that meet at syncs only: `diloco` on eight devices, against a loop over replicas."""
 
-import contextlib
 import functools
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import references
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from replicas import (
+    AXIS,
+    INITIAL,
+    INNER,
+    NOISE,
+    SIZE,
+    STEPS,
+    SYNCS,
+    WAYS,
+    K,
+    R,
+    by_hand,
+    common_state,
+    every_inner,
+    every_kind_of_sync,
+    every_way,
+    flat,
+    mesh,
+    parts,
+    slope,
+    stacked,
+    step_of,
+    trained,
+    tree,
+)
 from transforms_table import quick_jit
 
-from slrla_jax import TwoLoopState, diloco, slow_params, snoo, two_loop
-
-R = 8
-STEPS = 9
-K = 3
-AXIS = "replica"
-TREE = {"b": (4,), "w": (2, 3)}
-SIZE = 10
-RNG = np.random.default_rng(0)
-INITIAL = RNG.normal(size=SIZE)
-INITIAL[:4] = 0  # a bias, whose sign differs between replicas soon
-NOISE = 0.5 * RNG.normal(size=(STEPS, R, SIZE))
-
-INNER = {
-    "momentum": (lambda: optax.sgd(0.1, 0.9), references.Momentum),
-    "adam": (lambda: optax.adam(0.1), references.Adam),
-}
-every_inner = pytest.mark.parametrize("inner", INNER)
+from slrla_jax import diloco, slow_params, snoo, stagewise_prox, two_loop
 
 
 @pytest.fixture(autouse=True, scope="module")
 def eight_devices():
     assert jax.device_count() == R, "see tests/conftest.py"
-
-
-# The problem: every replica has data of its own
-
-
-def slope(x, noise, xp=np):
-    return x + 0.3 * xp.sin(x) + noise
-
-
-@functools.cache
-def by_hand(inner):
-    """Fast and slow weights of all replicas, from a loop over them in NumPy."""
-    replicas = [INNER[inner][1]() for _ in range(R)]
-    return references.diloco(
-        lambda v, s, r: slope(v, NOISE[s, r]), 0.1, K, INITIAL, replicas, 0.7, 0.9, STEPS
-    )
-
-
-def tree(vector):
-    b, w = jnp.split(jnp.asarray(vector, jnp.float32), [4], axis=-1)
-    return {"b": b, "w": jnp.reshape(w, (*w.shape[:-1], 2, 3))}
-
-
-def flat(params):
-    w = np.asarray(params["w"])
-    return np.concatenate([np.asarray(params["b"]), w.reshape(*w.shape[:-2], 6)], axis=-1)
-
-
-def stacked(params):
-    return jax.tree.map(lambda x: jnp.stack([x] * R), params)
-
-
-def step_of(tx):
-    """One replica's step, which also returns its slow weights."""
-
-    def step(params, state, noise, sync=None):
-        grads = jax.tree.map(lambda p, n: slope(p, n, jnp), params, noise)
-        updates, state = tx.update(grads, state, params, sync=sync)
-        params = optax.apply_updates(params, updates)
-        return params, state, slow_params(state, params)
-
-    return step
-
-
-# Three ways to map the step over replicas. Each has params of shape (R, …) and takes `sync`.
-
-
-def under_pmap(tx):
-    """A state for each replica."""
-    compiled = {
-        sync: jax.pmap(functools.partial(step_of(tx), sync=sync), axis_name=AXIS)
-        for sync in (None, False, True)
-    }
-
-    def step(params, state, noise, sync):
-        return compiled[sync](params, state, noise)
-
-    return step, stacked(tx.init(tree(INITIAL)))
-
-
-# Which parts of the state differ between replicas, as a tree prefix.
-def parts(replicas, common):
-    return TwoLoopState(replicas, common, common, common, common, None)
-
-
-def common_state(tx):
-    """The state of `tx.init`, with an inner state for each replica."""
-    state = tx.init(tree(INITIAL))
-    return state._replace(inner_state=stacked(state.inner_state))
-
-
-def mesh():
-    return jax.make_mesh((R,), (AXIS,), axis_types=(AxisType.Auto,))
-
-
-def under_shard_map(tx):
-    """θ and the outer state are P(), and JAX checks that they are the same on all devices."""
-
-    def one(tree):
-        return jax.tree.map(lambda x: x[0], tree)
-
-    def several(tree):
-        return jax.tree.map(lambda x: x[None], tree)
-
-    def mapped(params, state, noise, sync):
-        state = state._replace(inner_state=one(state.inner_state))
-        params, state, slow = step_of(tx)(one(params), state, one(noise), sync)
-        state = state._replace(inner_state=several(state.inner_state))
-        return several(params), state, slow
-
-    @functools.partial(quick_jit, static_argnums=3)
-    def step(params, state, noise, sync):
-        split, specs = P(AXIS), parts(P(AXIS), P())
-        return jax.shard_map(
-            functools.partial(mapped, sync=sync),
-            mesh=mesh(),
-            in_specs=(split, specs, split),
-            out_specs=(split, specs, P()),
-        )(params, state, noise)
-
-    return step, common_state(tx)
-
-
-def under_vmap(tx):
-    """One program for all devices, which the compiler splits along the mapped axis."""
-    axes = parts(0, None)
-
-    @functools.partial(quick_jit, static_argnums=3)
-    def step(params, state, noise, sync):
-        return jax.vmap(
-            functools.partial(step_of(tx), sync=sync),
-            in_axes=(0, axes, 0),
-            out_axes=(0, axes, None),
-            axis_name=AXIS,
-            spmd_axis_name=AXIS,
-        )(params, state, noise)
-
-    return step, common_state(tx)
-
-
-WAYS = {"pmap": under_pmap, "shard_map": under_shard_map, "vmap": under_vmap}
-every_way = pytest.mark.parametrize("way", WAYS)
-SYNCS = {
-    "automatic": lambda n: None,
-    "manual": lambda n: n % K == 0,
-}
-every_kind_of_sync = pytest.mark.parametrize("syncs", SYNCS)
-
-
-def trained(tx, way, syncs):
-    """Yields the number of each step, the params, the state and the slow weights after it."""
-    step, state = WAYS[way](tx)
-    params = stacked(tree(INITIAL))
-    if way != "pmap":
-        params = jax.device_put(params, NamedSharding(mesh(), P(AXIS)))
-    for n in range(1, STEPS + 1):
-        with contextlib.nullcontext() if way == "pmap" else jax.set_mesh(mesh()):
-            params, state, slow = step(params, state, tree(NOISE[n - 1]), SYNCS[syncs](n))
-        yield n, params, state, slow
 
 
 def assert_same_bits(x, y):
@@ -318,6 +185,39 @@ def test_two_axes():
     np.testing.assert_allclose(flat(params), np.tile(expected, (2, 4, 1)), rtol=1e-4, atol=1e-5)
 
 
+# Replicas with a regulariser: each is pulled to an anchor of its own
+
+
+BETA = 0.8
+# Anchors at every sync, and anchors that are set in the middle of a cycle as well.
+every_anchor_period = pytest.mark.parametrize("anchor_period", [K, 2])
+
+
+@every_anchor_period
+@every_kind_of_sync
+@every_way
+def test_each_replica_is_pulled_to_its_own_anchor(way, syncs, anchor_period):
+    fast, slow = by_hand("momentum", BETA, anchor_period)
+    assert np.abs(fast - by_hand("momentum")[0]).max() > 0.05
+    tx = diloco(optax.chain(stagewise_prox(BETA, anchor_period), INNER["momentum"][0]()), AXIS, K)
+    before = np.stack([INITIAL] * R)
+    for n, params, state, theta in trained(tx, way, syncs):
+        np.testing.assert_allclose(flat(params), fast[n - 1], rtol=1e-4, atol=2e-5)
+        expected = slow[n - 1] if way != "pmap" else np.stack([slow[n - 1]] * R)
+        np.testing.assert_allclose(flat(theta), expected, rtol=1e-4, atol=2e-5)
+        # The anchors are the params before the first step of a stage.
+        anchors = flat(state.inner_state[0].anchor_params)
+        if (n - 1) % anchor_period == 0:
+            start = before
+        np.testing.assert_array_equal(anchors, np.float32(start))
+        before = flat(params)
+    if anchor_period == K:
+        # After a sync it is θ that they are pulled to, all to the same.
+        np.testing.assert_allclose(anchors, np.stack([slow[n - K - 1]] * R), rtol=1e-4, atol=2e-5)
+    else:
+        assert np.ptp(anchors, axis=0).max() > 1e-2
+
+
 # Collectives in the compiled programs
 
 COLLECTIVE = r"\b(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
@@ -344,6 +244,13 @@ def computations(tx, way, sync):
     return dict(blocks), text
 
 
+def numbers_averaged(text):
+    """How many numbers of float32 the only collective of a program averages."""
+    (made,) = (line for line in text.splitlines() if re.search(COLLECTIVE, line))
+    shapes = re.findall(r"f32\[([\d,]*)\]", re.search(r"= (.*?) all-reduce", made)[1])
+    return sum(np.prod([int(d) for d in shape.split(",")]) for shape in shapes)
+
+
 @every_way
 def test_a_plain_step_has_no_collective(way):
     tx = diloco(optax.adam(0.1), AXIS, None)
@@ -357,10 +264,7 @@ def test_a_sync_step_has_one_averaging(way):
     """Of all params together, and nothing else: 10 numbers in float32."""
     tx = diloco(optax.adam(0.1), AXIS, None)
     _, text = computations(tx, way, True)
-    (made,) = (line for line in text.splitlines() if re.search(COLLECTIVE, line))
-    shapes = re.findall(r"f32\[([\d,]*)\]", re.search(r"= (.*?) all-reduce", made)[1])
-    sizes = [np.prod([int(d) for d in shape.split(",")]) for shape in shapes]
-    assert sum(sizes) == SIZE
+    assert numbers_averaged(text) == SIZE
 
 
 @every_way
@@ -371,3 +275,82 @@ def test_automatic_syncs_have_their_collective_in_a_branch(way):
     branches = re.findall(r"branch_computations=\{(.*?)\}|(?:true|false)_computation=(\S+)", text)
     assert len(holding) == 1
     assert re.search(re.escape(holding[0]) + r"\b", str(branches))
+
+
+# Replicas of several devices each, among which the params are split
+
+PARTS = 4
+REPLICAS = R // PARTS
+VECTOR = np.random.default_rng(1).normal(size=32)
+DATA = 0.5 * np.random.default_rng(2).normal(size=(STEPS, REPLICAS, 32))
+every_way_of_one_program = pytest.mark.parametrize("way", ["shard_map", "vmap"])
+
+
+def to_tree(vector):
+    b, w = np.split(np.float32(vector), [8], axis=-1)
+    return {"b": b, "w": w.reshape(*w.shape[:-1], 4, 6)}
+
+
+def to_vector(params):
+    w = np.asarray(params["w"])
+    return np.concatenate([np.asarray(params["b"]), w.reshape(*w.shape[:-2], 24)], axis=-1)
+
+
+def mesh_of_replicas():
+    axes = (AXIS, "data")
+    return jax.make_mesh((REPLICAS, PARTS), axes, axis_types=(AxisType.Auto,) * 2)
+
+
+def place(tree, *axes):
+    """Puts arrays in parts along the axes; those with fewer dimensions along the first of them."""
+    places = jax.tree.map(lambda x: NamedSharding(mesh_of_replicas(), P(*axes[: np.ndim(x)])), tree)
+    return jax.device_put(tree, places)
+
+
+def for_each_replica(tree):
+    return place(jax.tree.map(lambda x: np.stack([x] * REPLICAS), tree), AXIS, "data")
+
+
+def starting(tx):
+    """The params of all replicas, and a state with inner states of their own."""
+    params = place(to_tree(VECTOR), "data")
+    state = tx.init(params)
+    state = state._replace(inner_state=for_each_replica(state.inner_state))
+    return for_each_replica(params), state
+
+
+@every_kind_of_sync
+@every_way_of_one_program
+def test_params_in_parts_follow_a_loop_over_replicas(way, syncs):
+    tx = diloco(optax.adam(0.1), AXIS, K)
+    fast, slow = references.diloco(
+        lambda v, s, r: slope(v, DATA[s, r]),
+        *(0.1, K, VECTOR, [references.Adam() for _ in range(REPLICAS)], 0.7, 0.9, STEPS),
+    )
+    step, _ = WAYS[way](tx)
+    with jax.set_mesh(mesh_of_replicas()):
+        params, state = starting(tx)
+        places = jax.tree.map(lambda x: x.sharding, (params, state))
+        for n in range(1, STEPS + 1):
+            noise = place(to_tree(DATA[n - 1]), AXIS, "data")
+            params, state, theta = step(params, state, noise, SYNCS[syncs](n))
+            np.testing.assert_allclose(to_vector(params), fast[n - 1], rtol=1e-4, atol=2e-5)
+            np.testing.assert_allclose(to_vector(theta), slow[n - 1], rtol=1e-4, atol=2e-5)
+            for x, place_of_x in zip(
+                jax.tree.leaves((params, state)), jax.tree.leaves(places), strict=True
+            ):
+                assert x.ndim == 0 or x.sharding.is_equivalent_to(place_of_x, x.ndim)
+
+
+@every_way_of_one_program
+def test_params_in_parts_are_averaged_part_by_part(way):
+    """A plain step has no collective, and a sync one: each device averages its part."""
+    tx = diloco(optax.adam(0.1), AXIS, None)
+    step, _ = WAYS[way](tx)
+    with jax.set_mesh(mesh_of_replicas()):
+        noise = place(to_tree(DATA[0]), AXIS, "data")
+        plain, sync = (
+            step.lower(*starting(tx), noise, sync).compile().as_text() for sync in (False, True)
+        )
+    assert not re.search(COLLECTIVE, plain)
+    assert numbers_averaged(sync) == VECTOR.size / PARTS
