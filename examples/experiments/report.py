@@ -61,6 +61,7 @@ def report(
     published: Mapping[str, str] | None = None,
     sources: Sequence[str] = (),
     pictures: Sequence[str] = ("curves.png",),
+    compared: bool = True,
 ) -> list[str]:
     """Writes `results.json` and `table.md` into the folder of a sweep.
 
@@ -72,6 +73,7 @@ def report(
       published: what was published for each entry, as a column beside the others.
       sources: where it was published.
       pictures: files in the folder that the page shows.
+      compared: whether the entries are compared with the first, seed by seed.
 
     Returns:
       The table and what belongs to it, in lines; none, and nothing is written, if all entries
@@ -81,9 +83,10 @@ def report(
         return []
     summary = summarise(results, note, best_by, published, sources)
     write_json(results.folder / "results.json", summary)
-    text = page(summary, columns, pictures)
+    text = page(summary, columns, pictures, compared)
     (results.folder / "table.md").write_text(text, encoding="utf-8")
-    return [*table(summary, columns), "", *notes(summary, columns), *comparison(summary, columns)]
+    differences = comparison(summary, columns) if compared else []
+    return [*table(summary, columns), "", *notes(summary, columns), *differences]
 
 
 def summarise(
@@ -159,7 +162,10 @@ def numbers(values: np.ndarray) -> dict[str, Any]:
 
 
 def page(
-    summary: Settings, columns: Sequence[Column], pictures: Sequence[str] = ("curves.png",)
+    summary: Settings,
+    columns: Sequence[Column],
+    pictures: Sequence[str] = ("curves.png",),
+    compared: bool = True,
 ) -> str:
     """Returns a page in Markdown: the table, and everything one has to know about it."""
     machine = summary["machine"]
@@ -178,7 +184,7 @@ def page(
     ]
     if summary["sources"]:
         lines += [f"Published: {'; '.join(summary['sources'])}.", ""]
-    if differences := comparison(summary, columns):
+    if compared and (differences := comparison(summary, columns)):
         lines += [f"Seed by seed, {columns[0].header}:", "", *(f"- {d}" for d in differences), ""]
     for name in pictures:
         lines += [f"![{name.removesuffix('.png').replace('_', ' ')}]({name})", ""]

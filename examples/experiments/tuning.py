@@ -111,7 +111,8 @@ def tune(
     for number, candidates in enumerate(ROUNDS, start=1):
         asked = {name: candidates(problem, config) for name, config in best.items()}
         new = [config for configs in asked.values() for config in configs if config not in known]
-        known |= dict.fromkeys(new, sign * np.inf) | measure(number, new)
+        if new:
+            known |= measure(number, new)
         best = {
             name: min((best[name], *configs), key=lambda c: sign * known.get(c, sign * np.inf))
             for name, configs in asked.items()
@@ -213,7 +214,8 @@ def measured_in_a_sweep(
         for label in results.runs:
             mine = [record for record in results.records if record["optimizer"] == label]
             found[label] = mine[-1][problem.goal.measure]
-        return report(results, [problem.goal], f"On held-out examples. {problem.note}", pictures=[])
+        note = f"On {problem.held_out:,} held-out training examples. {problem.note}"
+        return report(results, [problem.goal], note, pictures=[], compared=False)
 
     sweep.run(
         Sweep(

@@ -33,8 +33,16 @@ PROBLEM = Problem(
     held_out=4_000,
     learning_rates=(0.05, 0.1, 0.2, 0.4),
     starts={"sgd": {}} | {name: own for name, own in LANGUAGE.starts.items() if name != "adamw"},
-    others={"sgd": LANGUAGE.others["adamw"]} | dict(LANGUAGE.others),
-    tuned={},
+    others={"sgd": LANGUAGE.others["adamw"]}
+    | {name: changes for name, changes in LANGUAGE.others.items() if name != "adamw"},
+    tuned={
+        "sgd": {},
+        "ema": {},
+        "schedule_free": {},
+        "lookahead": {},
+        "snoo": {},
+        "primal_averaging": {},
+    },
     goal=ACCURACY,
     columns=(
         Column("recalibrated", "recalibrated_test_accuracy"),
