@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from compiled import program_facts
 from contenders import (
     LEARNING_RATE,
     MOMENTUM,
@@ -32,7 +33,6 @@ from contenders import (
     WEIGHT_DECAY,
     Program,
     contenders,
-    program_facts,
     random_tree,
     resnet34,
     tree_bytes,
