@@ -102,7 +102,7 @@ def contenders(optimizer: str) -> list[Contender]:
         own = slrla_jax.slrla_sgd(LEARNING_RATE, BETA, ANCHOR_PERIOD, *settings)
         found[3:3] = [
             Contender("slrla_sgd", shared, full_sync=True),
-            Contender("slrla_sgd, own anchor", own, full_sync=True),
+            Contender("slrla_sgd-own-anchor", own, full_sync=True),
         ]
         # Two transformations that replace the inner optimizer.
         adaloss = slrla_jax.adaloss(LEARNING_RATE, momentum=MOMENTUM)
