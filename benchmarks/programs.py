@@ -61,11 +61,11 @@ def with_manual(contender: Contender) -> list[Contender]:
     """The contender, followed by its steps without a sync and with one, if it takes `sync`."""
     if contender.full_sync is None:
         return [contender]
-    return [
-        contender,
-        replace(contender, name=f"{contender.name}, sync=False", sync=False),
-        replace(contender, name=f"{contender.name}, sync=True", sync=contender.full_sync),
+    manual = [
+        replace(contender, name=f"{contender.name}, sync={sync}", sync=sync)
+        for sync in (False, contender.full_sync)
     ]
+    return [contender, *manual]
 
 
 def replica_programs(optimizer: str, devices: list[Any], small: bool) -> dict[str, Source]:
