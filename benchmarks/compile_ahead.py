@@ -1,11 +1,13 @@
-"""Compiles the updates for a TPU v5e or an H100 on a machine that has neither.
+"""Compiles the optimizers for a TPU v5e or an H100 on a machine that has neither.
 
     python benchmarks/compile_ahead.py tpu --json benchmarks/results/compile_ahead_tpu.json
     python benchmarks/compile_ahead.py cuda --json benchmarks/results/compile_ahead_cuda.json
+    python benchmarks/compile_ahead.py cpu --small                      # a smoke test
     python benchmarks/compile_ahead.py --show benchmarks/results/compile_ahead_tpu.json
 
-Nothing is run, so there are no times. For each program of `update.py` it prints the figures of
-the accelerator's compiler: temporaries, bytes accessed, fusions and copies.
+Nothing is run, so there are no times. For each of `programs.py` it prints the figures of the
+accelerator's compiler. A whole training step takes the compiler for TPU some minutes; the file is
+written after every program, and `--only` keeps the other kinds of programs in it as they are.
 
 Each target needs its own compiler, preferably in a separate virtual environment: the extra
 `compile-tpu` for `tpu` (libtpu, 684 MB), or `compile-cuda` for `cuda` (jax's CUDA plugin, in the
@@ -15,8 +17,10 @@ same version as jax).
 import argparse
 import datetime
 import json
+import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,53 +31,34 @@ os.environ |= {
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_LOG_DIR": "disabled",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
 }
 
 import jax
-from contenders import OPTIMIZERS, Contender, contenders, program_facts, resnet34, tree_bytes
-from jax.experimental import topologies
-from tables import TITLES, programs_table, versions
+import jax.numpy as jnp
+from compiled import program_facts
+from programs import GRADIENT, REPLICAS, Source, replica_programs, step_programs, update_programs
+from tables import MEGABYTE, TITLES, markdown, versions
+from targets import TARGETS, devices_of
 
-TARGETS = {"tpu": "TPU v5e", "cuda": "NVIDIA H100 SXM"}
-
-# The description of the absent GPU that XLA needs, from NVIDIA's data sheets.
-H100 = """
-gpu_device_info {
-  cuda_compute_capability { major: 9 }
-  core_count: 132
-  fpus_per_core: 128
-  clock_rate_ghz: 1.98
-  memory_bandwidth: 3352320000000
-  device_memory_size: 84942979072
-  l2_cache_size: 52428800
-  shared_memory_per_core: 233472
-  shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-  threads_per_warp: 32
-  threads_per_block_limit: 1024
-  threads_per_core_limit: 2048
-  thread_dim_limit_x: 1024
-  thread_dim_limit_y: 1024
-  thread_dim_limit_z: 64
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  name: "H100"
-  runtime_version: "12.8.0"
-  driver_version: "12.8.0"
+OPTIMIZERS = ("momentum", "adamw")
+KINDS = {
+    "update": "One update",
+    "replicas": f"One update of {REPLICAS} replicas",
+    "step": "One training step of a ResNet-18",
 }
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 8 }
-"""
+# The aims for an update on an accelerator: no temporaries beyond those of the inner optimizer, one
+# fusion a leaf, and all donated arrays used again; but for scalars and the pointers to the results.
+SCALARS = 10_000  # bytes
+FUSIONS_OF_SCALARS = 3
 
 
 def main() -> None:
     """Compiles for the target given on the command line, and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("target", nargs="?", choices=TARGETS)
-    parser.add_argument("--small", action="store_true", help="a tiny tree, as a smoke test")
+    parser.add_argument("--only", choices=KINDS, help="compile the programs of this kind alone")
+    parser.add_argument("--small", action="store_true", help="tiny networks, as a smoke test")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a file")
     flags = parser.parse_args()
@@ -83,64 +68,64 @@ def main() -> None:
     if flags.show:
         print(report(json.loads(flags.show.read_text())))
         return
-    results = compile_all(flags.target, flags.small)
+    results = circumstances(flags.target)
+    if flags.only and flags.json and flags.json.exists():
+        results["tables"] = json.loads(flags.json.read_text())["tables"]
+    for kind in [flags.only] if flags.only else KINDS:
+        for title, sources in tables_of(kind, flags.target, flags.small):
+            table = results["tables"][title] = {
+                "kind": kind,
+                "parameters": sum(x.size for x in jax.tree.leaves(sources["inner"].params)),
+                "leaves": len(jax.tree.leaves(sources["inner"].params)),
+                "programs": {},
+            }
+            for name, source in sources.items():
+                print(f"{title}: {name}", file=sys.stderr, flush=True)
+                table["programs"][name] = figures(source)
+                if flags.json:
+                    flags.json.write_text(json.dumps(results, indent=1) + "\n")
     print(report(results))
-    if flags.json:
-        flags.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def compile_all(target: str, small: bool) -> dict[str, Any]:
-    """Compiles every contender's update for the target and collects the compiler's figures."""
-    shapes = resnet34((1,), 8, 10) if small else resnet34()
-    sharding = jax.sharding.SingleDeviceSharding(device_of(target))
-    params = {
-        name: jax.ShapeDtypeStruct(shape, "float32", sharding=sharding)
-        for name, shape in shapes.items()
-    }
-    found = {
-        optimizer: {"programs": compile_contenders(contenders(optimizer), params)}
-        for optimizer in OPTIMIZERS
-    }
+def circumstances(target: str) -> dict[str, Any]:
+    """The target, the versions, the date and the command; no tables yet."""
     return {
         "target": target,
-        "versions": versions("libtpu", "jax-cuda12-plugin"),
+        "versions": versions("flax", "libtpu", "jax-cuda12-plugin"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", "benchmarks/compile_ahead.py", *sys.argv[1:]]),
-        "parameters": sum(x.size for x in params.values()),
-        "leaves": len(params),
-        "optimizers": found,
+        "tables": {},
     }
 
 
-def compile_contenders(
-    compared: list[Contender], params: dict[str, jax.ShapeDtypeStruct]
-) -> dict[str, Any]:
-    """The figures of each program, by the name of its contender."""
-    (sharding,) = {x.sharding for x in params.values()}
-    facts, kept = {}, {}
-    for contender in compared:
-        # Abstract evaluation does not preserve the device.
-        own_params, state = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            jax.eval_shape(contender.start, params),
-        )
-        step = jax.jit(contender.step, donate_argnums=(1, 2))
-        compiled = step.lower(params, state, own_params).compile()
-        kept[contender.name] = tree_bytes((state, own_params)) - tree_bytes(params)
-        copies = kept[contender.name] - kept["inner"]
-        facts[contender.name] = program_facts(compiled) | {
-            "copies_of_params": copies / tree_bytes(params)
-        }
-    return facts
+def tables_of(kind: str, target: str, small: bool) -> Iterator[tuple[str, dict[str, Source]]]:
+    """The programs of one kind, by the titles of their tables."""
+    devices = devices_of(target, REPLICAS if kind == "replicas" else 1)
+    if kind == "step":
+        yield KINDS[kind], step_programs(devices, small)
+        return
+    make = update_programs if kind == "update" else replica_programs
+    for optimizer in OPTIMIZERS[:1] if small else OPTIMIZERS:
+        yield f"{KINDS[kind]}, {TITLES[optimizer]}", make(optimizer, devices, small)
 
 
-def device_of(target: str) -> Any:
-    """A device of the target that exists only in its compiler."""
-    if target == "tpu":
-        return topologies.get_topology_desc("v5e:2x2", platform="tpu").devices[0]
-    return topologies.get_topology_desc(
-        "h100", platform="cuda", topology="1x1x1", target_config=H100
-    ).devices[0]
+def figures(source: Source) -> dict[str, Any]:
+    """Compiles a program; returns its figures, and the arrays that are donated to it."""
+    jitted = jax.jit(source.function, donate_argnums=source.donated)
+    donated = list(donated_arrays(source))
+    return program_facts(jitted.lower(*source.arguments).compile()) | {
+        "donated": len(donated),
+        "held": sum(math.prod(shape) * itemsize for shape, itemsize in donated),
+        "gradients": source.gradients,
+    }
+
+
+def donated_arrays(source: Source) -> Iterator[tuple[tuple[int, ...], int]]:
+    """The shape on one device and the size of an element of each donated array."""
+    for leaf in jax.tree.leaves([source.arguments[n] for n in source.donated]):
+        # A random key consists of several numbers.
+        if leaf.ndim or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            yield leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize
 
 
 def report(results: dict[str, Any]) -> str:
@@ -148,11 +133,90 @@ def report(results: dict[str, Any]) -> str:
     parts = [
         f"`{results['command']}` on {results['date'][:10]}: for {TARGETS[results['target']]}; "
         + ", ".join(f"{package} {version}" for package, version in results["versions"].items())
-        + f". {results['parameters'] / 1e6:.1f} M parameters in {results['leaves']} leaves."
+        + "."
     ]
-    for optimizer, found in results["optimizers"].items():
-        parts += [f"### {TITLES[optimizer]}", programs_table(found["programs"])]
+    for title, table in results["tables"].items():
+        format_table = step_table if table["kind"] == "step" else update_table
+        parts += [
+            f"### {title}",
+            f"{table['parameters'] / 1e6:.1f} M parameters in {table['leaves']} leaves.",
+            format_table(table),
+        ]
     return "\n\n".join(parts)
+
+
+def update_table(table: dict[str, Any]) -> str:
+    """The figures of each program for an update, and whether it meets the aims."""
+    inner = table["programs"]["inner"]
+    header = [
+        "",
+        "temporaries, MB",
+        "bytes accessed, MB",
+        "(arguments + results) / inner",
+        "params held beyond inner",
+        "fusions",
+        *("copies", "conditionals", "collectives"),
+        "donated arrays used again",
+        "aims missed",
+    ]
+    rows = [
+        [
+            name,
+            f"{found['temporaries'] / MEGABYTE:.3f}",
+            # The estimate counts the whole buffer of a collective for every part that is read.
+            "–"
+            if found["is_estimated"] and found["collectives"]
+            else f"{found['accessed'] / MEGABYTE:.0f}",
+            f"{found['least'] / inner['least']:.2f}",
+            f"{(found['held'] - inner['held']) / (4 * table['parameters']):.2f}",
+            found["fusions"],
+            *(found[kind] for kind in ("copies", "conditionals", "collectives")),
+            f"{found['aliased']} of {found['donated']}",
+            ", ".join(missed(found, inner, table["leaves"])),
+        ]
+        for name, found in table["programs"].items()
+    ]
+    return markdown(header, rows)
+
+
+def missed(found: dict[str, Any], inner: dict[str, Any], leaves: int) -> Iterator[str]:
+    """The aims for an update that a program misses."""
+    if found["temporaries"] > inner["temporaries"] + SCALARS:
+        yield "temporaries"
+    if found["fusions"] > leaves + FUSIONS_OF_SCALARS:
+        yield "fusions"
+    if found["aliased"] < found["donated"]:
+        yield "aliasing"
+
+
+def step_table(table: dict[str, Any]) -> str:
+    """The figures of whole training steps, and what the optimizer adds to their gradients."""
+    gradient = table["programs"][GRADIENT]
+    header = [
+        "",
+        "temporaries, MB",
+        "bytes accessed, MB",
+        "the optimizer's part",
+        "fusions",
+        "copies",
+        "conditionals",
+        "donated arrays used again",
+    ]
+    rows = [
+        [
+            name,
+            f"{found['temporaries'] / MEGABYTE:.0f}",
+            f"{found['accessed'] / MEGABYTE:.0f}",
+            # With several gradients it is not clear what they share.
+            f"{1 - gradient['accessed'] / found['accessed']:.1%}"
+            if found["gradients"] == 1
+            else "–",
+            *(found[kind] for kind in ("fusions", "copies", "conditionals")),
+            f"{found['aliased']} of {found['donated']}",
+        ]
+        for name, found in table["programs"].items()
+    ]
+    return markdown(header, rows)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """The compared optimizers, the params they update, and their compiled programs."""
 
-import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ LEARNING_RATE = 1e-3
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
 BETA = 0.4
+ANCHOR_PERIOD = 100
 
 OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "momentum": lambda learning_rate: optax.sgd(learning_rate, momentum=MOMENTUM),
@@ -35,13 +35,19 @@ class Contender:
       name: its name in the tables.
       transform: the transformation.
       pair: whether its params are optax's pair of fast and slow weights.
-      loss: the loss passed to every update, if the transformation needs one.
+      extra: what else is passed to every update.
+      gradients: the number of gradients that a training step takes with it.
+      full_sync: the value of `sync` with which all slow weights sync, if it takes one.
+      sync: the value of `sync` that is passed to every update; None for automatic syncs.
     """
 
     name: str
     transform: optax.GradientTransformation
     pair: bool = False
-    loss: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    gradients: int = 1
+    full_sync: bool | int | None = None
+    sync: bool | int | None = None
 
     def start(self, params: Any) -> tuple[Any, Any]:
         """New buffers with the params in the form the transformation needs, and its state."""
@@ -50,7 +56,7 @@ class Contender:
 
     def step(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         """One update, as in a training loop."""
-        told = {} if self.loss is None else {"value": self.loss}
+        told = self.extra if self.sync is None else self.extra | {"sync": self.sync}
         updates, state = self.transform.update(grads, state, params, **told)
         return state, optax.apply_updates(params, updates)
 
@@ -65,27 +71,47 @@ def contenders(optimizer: str) -> list[Contender]:
     ]
     found = [
         Contender("inner", inner),
-        Contender("lookahead", slrla_jax.lookahead(inner, SYNC_PERIOD, SLOW_STEP_SIZE)),
+        Contender(
+            "lookahead", slrla_jax.lookahead(inner, SYNC_PERIOD, SLOW_STEP_SIZE), full_sync=True
+        ),
         Contender(
             "multilayer_lookahead",
             slrla_jax.multilayer_lookahead(inner, (SYNC_PERIOD,) * 2, (SLOW_STEP_SIZE,) * 2),
+            full_sync=2,
         ),
-        Contender("slrla", slrla_jax.slrla(make, stages)),
+        Contender("slrla", slrla_jax.slrla(make, stages), full_sync=True),
+        Contender(
+            "stagewise_prox", optax.chain(slrla_jax.stagewise_prox(BETA, ANCHOR_PERIOD), inner)
+        ),
+        Contender("two_loop", slrla_jax.two_loop(inner, optax.adam(LEARNING_RATE), SYNC_PERIOD)),
+        Contender("snoo", slrla_jax.snoo(inner, SYNC_PERIOD), full_sync=True),
         Contender("primal_averaging", slrla_jax.primal_averaging(inner)),
+        Contender(
+            "lookbehind",
+            slrla_jax.lookbehind(inner),
+            # In place of a network's, the gradient of ½‖v‖², which costs nothing.
+            extra={"grad_fn": lambda params, i: params},
+            gradients=3,
+        ),
         Contender("optax.lookahead", optax.lookahead(inner, SYNC_PERIOD, SLOW_STEP_SIZE), True),
     ]
     if optimizer == "momentum":
+        settings = (SYNC_PERIOD, SLOW_STEP_SIZE, MOMENTUM)
         # The only transformation whose anchor is the slow weights themselves.
-        shared = slrla_jax.slrla_sgd(
-            LEARNING_RATE, BETA, None, SYNC_PERIOD, SLOW_STEP_SIZE, MOMENTUM
-        )
-        found.insert(3, Contender("slrla_sgd", shared))
+        shared = slrla_jax.slrla_sgd(LEARNING_RATE, BETA, None, *settings)
+        own = slrla_jax.slrla_sgd(LEARNING_RATE, BETA, ANCHOR_PERIOD, *settings)
+        found[3:3] = [
+            Contender("slrla_sgd", shared, full_sync=True),
+            Contender("slrla_sgd-own-anchor", own, full_sync=True),
+        ]
         # Two transformations that replace the inner optimizer.
         adaloss = slrla_jax.adaloss(LEARNING_RATE, momentum=MOMENTUM)
         adagrad_norm = slrla_jax.adagrad_norm(LEARNING_RATE, momentum=MOMENTUM)
-        found.insert(-1, Contender("adaloss", adaloss, loss=1.0))
-        found.insert(-1, Contender("adagrad_norm", adagrad_norm))
-    if optimizer == "adam":
+        found[-1:-1] = [
+            Contender("adaloss", adaloss, extra={"value": 1.0}),
+            Contender("adagrad_norm", adagrad_norm),
+        ]
+    else:
         found.insert(-1, Contender("adabound", slrla_jax.adabound(LEARNING_RATE)))
     return found
 
@@ -147,31 +173,6 @@ class Program:
         self.run(1)
         if not all(leaf.is_deleted() for leaf in before):
             raise RuntimeError("Some params or state were not donated.")
-
-
-def program_facts(compiled: Any) -> dict[str, Any]:
-    """The compiler's figures for a program.
-
-    Returns:
-      In bytes: `temporaries`, `accessed` (by all instructions; None if the backend does not
-      report it) and `least` (arguments and results, each once). As counts: the `fusions` and
-      `copies` that make arrays. Scalars are not counted, nor are transfers to and from the
-      faster memory of a TPU (marked S(1)).
-    """
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    made = re.findall(r"= (\(.*?\)|\S+) (fusion|copy|copy-start)\(", compiled.as_text())
-    kinds = [
-        kind
-        for result, kind in made
-        if re.search(r"\[\d", result) and (kind == "fusion" or "S(1)" not in result)
-    ]
-    return {
-        "temporaries": memory.temp_size_in_bytes,
-        "accessed": cost.get("bytes accessed") if cost else None,
-        "least": memory.argument_size_in_bytes + memory.output_size_in_bytes,
-        "fusions": kinds.count("fusion"),
-        "copies": len(kinds) - kinds.count("fusion"),
-    }
 
 
 def tree_bytes(tree: Any) -> int:

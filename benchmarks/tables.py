@@ -27,32 +27,6 @@ def markdown(header: list[str], rows: list[list[Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
 
 
-def programs_table(programs: dict[str, Any]) -> str:
-    """The compiler's figures for each program; see `contenders.program_facts`."""
-    header = [
-        "",
-        "temporaries, MB",
-        "bytes accessed, MB",
-        "(arguments + results) / inner",
-        "fusions",
-        "copies",
-        "params held beyond inner",
-    ]
-    rows = [
-        [
-            name,
-            f"{facts['temporaries'] / MEGABYTE:.3f}",
-            f"{facts['accessed'] / MEGABYTE:.0f}" if facts["accessed"] else "–",
-            f"{facts['least'] / programs['inner']['least']:.2f}",
-            facts["fusions"],
-            facts["copies"],
-            f"{facts['copies_of_params']:.2f}",
-        ]
-        for name, facts in programs.items()
-    ]
-    return markdown(header, rows)
-
-
 def versions(*packages: str) -> dict[str, str]:
     """The versions of Python and of those compared packages that are installed."""
     found = {"python": platform.python_version(), "slrla-jax": slrla_jax.__version__}

@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from compiled import program_facts
 from contenders import (
     LEARNING_RATE,
     MOMENTUM,
@@ -32,12 +33,11 @@ from contenders import (
     WEIGHT_DECAY,
     Program,
     contenders,
-    program_facts,
     random_tree,
     resnet34,
     tree_bytes,
 )
-from tables import TITLES, markdown, programs_table
+from tables import MEGABYTE, TITLES, markdown
 from timing import circumstances, heading, ratios, spread, take_turns
 
 try:
@@ -193,6 +193,32 @@ def times_table(found: dict[str, Any]) -> str:
         inner = f"{framework} inner".strip()
         rows.append([name, f"{np.median(times[name]):.1f}", *spread(times, name, inner)])
     return markdown(["", "ms", "ms / inner", "quartiles"], rows)
+
+
+def programs_table(programs: dict[str, Any]) -> str:
+    """The compiler's figures for each program; see `compiled.program_facts`."""
+    header = [
+        "",
+        "temporaries, MB",
+        "bytes accessed, MB",
+        "(arguments + results) / inner",
+        "fusions",
+        "copies",
+        "params held beyond inner",
+    ]
+    rows = [
+        [
+            name,
+            f"{facts['temporaries'] / MEGABYTE:.3f}",
+            f"{facts['accessed'] / MEGABYTE:.0f}" if facts["accessed"] else "–",
+            f"{facts['least'] / programs['inner']['least']:.2f}",
+            facts["fusions"],
+            facts["copies"],
+            f"{facts['copies_of_params']:.2f}",
+        ]
+        for name, facts in programs.items()
+    ]
+    return markdown(header, rows)
 
 
 def torch_table(found: dict[str, Any]) -> str:

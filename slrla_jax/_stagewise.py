@@ -1,5 +1,6 @@
 """Stages, and the local regulariser that pulls the params towards the start of each stage."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -178,8 +179,10 @@ def per_stage(values: Sequence[Scalar], lengths: Sequence[Scalar]) -> Schedule:
     ends = stage_starts(lengths)[1:-1]
 
     def value_at(count: jax.Array) -> jax.Array:
-        numbers = [jnp.asarray(arguments.as_number(value)) for value in values]
-        return jnp.stack(numbers)[jnp.sum(count >= ends)]
+        value, *later = [jnp.asarray(arguments.as_number(value)) for value in values]
+        for end, following in zip(ends, later, strict=True):
+            value = jnp.where(count >= end, following, value)
+        return value
 
     return value_at
 
@@ -208,8 +211,10 @@ def _stages(beta: Any, stage_length: Any) -> tuple[Schedule, Callable[[jax.Array
     arguments.check_lengths("stage_length", stage_length)
     starts = stage_starts(stage_length)[:-1]
 
+    # A reduction would be a fusion of its own on TPU, so the comparisons are joined one by one.
     def begins_at(count: jax.Array) -> jax.Array:
-        return jnp.any(count == starts)
+        begins: jax.Array = functools.reduce(jnp.logical_or, [count == start for start in starts])
+        return begins
 
     if not arguments.is_sequence(beta):
         arguments.check_non_negative("beta", beta)

@@ -44,6 +44,16 @@ def test_stages_begin_at_counts_that_float32_cannot_represent(length):
     assert updates == 0  # the params, and not 0, are the anchor
 
 
+def test_stages_are_told_apart_without_a_reduction():
+    """A reduction would be a fusion of its own on TPU, for which it reports temporaries."""
+    stages = [Stage(1, 0.1, 0.5, 2, 0.5), Stage(1, 0.2, 1.5, 3, 0.8), Stage(1, 0.05, 1.0, 2, 0.4)]
+    tx, params = slrla(optax.sgd, stages), jnp.ones(3)
+    program = str(jax.make_jaxpr(tx.update)(params, tx.init(params), params))
+    assert "select_n" in program
+    assert "reduce" not in program
+    assert "gather" not in program
+
+
 def test_counts_stay_at_their_largest():
     top = jnp.array(2**31 - 1)
     tx = lookahead(optax.sgd(1.0), 2, 0.5)
