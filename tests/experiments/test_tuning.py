@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import image_classifier
 import jax
@@ -11,7 +12,7 @@ import language_model
 import numpy as np
 import optax
 import pytest
-from experiments import tuning
+from experiments import report, tuning
 from experiments.config import Config, SettingError
 from experiments.configs import image_classifier as image_recipe
 from experiments.configs import language_model as text_recipe
@@ -259,7 +260,46 @@ def test_what_cannot_be(flags, named, tmp_path, capsys):
     assert named in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("recipe", [text_recipe, image_recipe])
-def test_every_optimizer_has_been_tuned(recipe):
-    problem = recipe.PROBLEM
+# The results in the repository
+
+RECIPES = {"language_model": text_recipe, "image_classifier": image_recipe}
+RESULTS = Path(language_model.__file__).parent / "results"
+every_recipe = pytest.mark.parametrize("name", RECIPES)
+
+
+@every_recipe
+def test_the_tuned_settings_are_what_tuning_finds_in_its_results(name):
+    """Every candidate of every round is in the file, and each best one in the recipe."""
+    problem = RECIPES[name].PROBLEM
     assert set(problem.starts) == set(problem.others) == set(problem.tuned)
+    rounds = json.loads((RESULTS / name / "tuning.json").read_text())
+
+    def measure(number, configs):
+        assert [in_words(config) for config in configs] == list(rounds[str(number)])
+        return {config: rounds[str(number)][in_words(config)] for config in configs}
+
+    starts = {optimizer: problem.start(optimizer) for optimizer in problem.starts}
+    best = tune(problem, starts, measure)
+    for optimizer, config in best.items():
+        assert config == replace(problem.base, optimizer=optimizer, **problem.tuned[optimizer])
+
+
+@every_recipe
+def test_the_page_has_the_measured_numbers(name):
+    problem, folder = RECIPES[name].PROBLEM, RESULTS / name / "comparison"
+    summary = json.loads((folder / "results.json").read_text())
+    columns = [problem.goal, tuning.STEPS_TO_FIRST, *problem.columns]
+    assert (folder / "table.md").read_text() == report.page(summary, columns)
+    readme = (RESULTS / name / "README.md").read_text()
+    assert "\n".join(report.table(summary, columns)) in readme
+    for line in report.comparison(summary, columns):
+        assert f"- {line}" in readme.splitlines()
+    assert len(summary["seeds"]) == 5
+    assert (folder / "curves.png").stat().st_size < 300_000
+    for optimizer, tuned in problem.tuned.items():
+        config = summary["entries"][OPTIMIZERS[optimizer].label]["config"]
+        wanted = replace(problem.base, optimizer=optimizer, **tuned).as_json()
+        others = {"dataset", "train_images", "data"}
+        assert {k: v for k, v in config.items() if k not in others} == {
+            k: v for k, v in wanted.items() if k not in others
+        }

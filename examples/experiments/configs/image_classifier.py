@@ -36,12 +36,28 @@ PROBLEM = Problem(
     others={"sgd": LANGUAGE.others["adamw"]}
     | {name: changes for name, changes in LANGUAGE.others.items() if name != "adamw"},
     tuned={
-        "sgd": {},
-        "ema": {},
-        "schedule_free": {},
-        "lookahead": {},
-        "snoo": {},
-        "primal_averaging": {},
+        "sgd": {"learning_rate": 0.8, "annealing": "cosine", "momentum": 0.8},
+        "ema": {"learning_rate": 0.05, "ema_decay": 0.9},
+        "schedule_free": {"learning_rate": 0.8},
+        "lookahead": {
+            "learning_rate": 0.4,
+            "annealing": "cosine",
+            "sync_period": 5,
+            "slow_step_size": 0.5,
+        },
+        "snoo": {
+            "learning_rate": 0.1,
+            "annealing": "cosine",
+            "sync_period": 20,
+            "outer_learning_rate": 0.8,
+            "outer_momentum": 0.75,
+        },
+        "primal_averaging": {
+            "learning_rate": 0.4,
+            "annealing": "cosine",
+            "train_interpolation": 0.7,
+            "eval_interpolation": 0.99,
+        },
     },
     goal=ACCURACY,
     columns=(
