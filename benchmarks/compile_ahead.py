@@ -37,13 +37,22 @@ os.environ |= {
 import jax
 import jax.numpy as jnp
 from compiled import program_facts
-from programs import GRADIENT, REPLICAS, Source, replica_programs, step_programs, update_programs
+from programs import (
+    GRADIENT,
+    REPLICAS,
+    Source,
+    host_programs,
+    replica_programs,
+    step_programs,
+    update_programs,
+)
 from tables import MEGABYTE, TITLES, markdown, versions
 from targets import TARGETS, devices_of
 
 OPTIMIZERS = ("momentum", "adamw")
 KINDS = {
     "update": "One update",
+    "host": "One update with slow weights on the host",
     "replicas": f"One update of {REPLICAS} replicas",
     "step": "One training step of a ResNet-18",
 }
@@ -104,14 +113,17 @@ def tables_of(kind: str, target: str, small: bool) -> Iterator[tuple[str, dict[s
     if kind == "step":
         yield KINDS[kind], step_programs(devices, small)
         return
-    make = update_programs if kind == "update" else replica_programs
+    if kind == "host" and not devices[0].addressable_memories():
+        return  # An H100 that is described to the compiler has no host.
+    make = {"update": update_programs, "host": host_programs, "replicas": replica_programs}[kind]
     for optimizer in OPTIMIZERS[:1] if small else OPTIMIZERS:
         yield f"{KINDS[kind]}, {TITLES[optimizer]}", make(optimizer, devices, small)
 
 
 def figures(source: Source) -> dict[str, Any]:
     """Compiles a program; returns its figures, and the arrays that are donated to it."""
-    jitted = jax.jit(source.function, donate_argnums=source.donated)
+    where = {} if source.out_shardings is None else {"out_shardings": source.out_shardings}
+    jitted = jax.jit(source.function, donate_argnums=source.donated, **where)
     donated = list(donated_arrays(source))
     return program_facts(jitted.lower(*source.arguments).compile()) | {
         "donated": len(donated),
@@ -136,7 +148,7 @@ def report(results: dict[str, Any]) -> str:
         + "."
     ]
     for title, table in results["tables"].items():
-        format_table = step_table if table["kind"] == "step" else update_table
+        format_table = {"step": step_table, "host": host_table}.get(table["kind"], update_table)
         parts += [
             f"### {title}",
             f"{table['parameters'] / 1e6:.1f} M parameters in {table['leaves']} leaves.",
@@ -173,6 +185,30 @@ def update_table(table: dict[str, Any]) -> str:
             *(found[kind] for kind in ("copies", "conditionals", "collectives")),
             f"{found['aliased']} of {found['donated']}",
             ", ".join(missed(found, inner, table["leaves"])),
+        ]
+        for name, found in table["programs"].items()
+    ]
+    return markdown(header, rows)
+
+
+def host_table(table: dict[str, Any]) -> str:
+    """Where the state is, and what a sync fetches, in copies of the params."""
+    inner = table["programs"]["inner"]
+    params = 4 * table["parameters"]
+    header = [
+        "",
+        "held on the device beyond inner",
+        "held on the host",
+        "temporaries",
+        "donated arrays used again",
+    ]
+    rows = [
+        [
+            name,
+            f"{(found['on_device'] - inner['on_device']) / params:.2f}",
+            f"{found['on_host'] / params:.2f}",
+            f"{found['temporaries'] / params:.2f}",
+            f"{found['aliased']} of {found['donated']}",
         ]
         for name, found in table["programs"].items()
     ]

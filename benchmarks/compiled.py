@@ -39,7 +39,8 @@ def program_facts(compiled: Any) -> dict[str, Any]:
 
     Returns:
       In bytes: `temporaries`, `accessed` (by all instructions; an estimate of ours if the backend
-      does not report it) and `least` (arguments and results, each once). As counts: the `fusions`
+      does not report it), `least` (arguments and results, each once), and the arguments `on_device`
+      and `on_host`. As counts: the `fusions`
       and `copies` that make arrays, the `conditionals` and `collectives`, and the `aliased`
       arrays among the arguments, whose memory is that of a result. Scalars are not counted, nor
       are transfers to and from the faster memory of a TPU (marked S(1)).
@@ -55,6 +56,8 @@ def program_facts(compiled: Any) -> dict[str, Any]:
         "accessed": cost["bytes accessed"] if cost else estimated_bytes(found),
         "is_estimated": not cost,
         "least": memory.argument_size_in_bytes + memory.output_size_in_bytes,
+        "on_device": argument_bytes(text, on_host=False),
+        "on_host": argument_bytes(text, on_host=True),
         "fusions": sum(x.kind == "fusion" for x in arrays),
         "copies": len(copies),
         "conditionals": kinds.count("conditional"),
@@ -90,6 +93,14 @@ def array_bytes(result: str) -> int:
         math.prod(map(int, filter(None, shape.split(",")))) * max(1, int(bits or 0) // 8)
         for bits, shape in re.findall(r"\b[a-z]+(\d*)\w*\[([\d,]*)\]", result)
     )
+
+
+def argument_bytes(text: str, *, on_host: bool) -> int:
+    """The size of all arguments in the memory of the host (marked S(5)), or in the other."""
+    layout = re.search(r"entry_computation_layout=\{(.*?)\}, \w+=", text)[1]
+    arguments, _ = layout.split(")->")
+    arrays = re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", arguments)
+    return sum(array_bytes(array) for array in arrays if ("S(5)" in array) == on_host)
 
 
 def aliased(text: str) -> int:

@@ -1,7 +1,8 @@
 """The programs that `compile_ahead.py` compiles: functions with the shapes of their arguments.
 
-There are three kinds of them: one update of the params of a ResNet-34, the same for four replicas
-that train alone and meet at syncs, and one whole training step of the examples' ResNet-18.
+There are four kinds of them: one update of the params of a ResNet-34, the same with the slow
+weights in the memory of the host, the same for four replicas that train alone and meet at syncs,
+and one whole training step of the examples' ResNet-18.
 """
 
 from collections.abc import Callable
@@ -36,6 +37,7 @@ class Source(NamedTuple):
       donated: which arguments are donated.
       params: the params that it updates.
       gradients: how often it evaluates the gradient of a network.
+      out_shardings: where the results are; None for what the compiler chooses.
     """
 
     function: Callable[..., Any]
@@ -43,6 +45,7 @@ class Source(NamedTuple):
     donated: tuple[int, ...]
     params: Any
     gradients: int = 0
+    out_shardings: Any = None
 
 
 def update_programs(optimizer: str, devices: list[Any], small: bool) -> dict[str, Source]:
@@ -55,6 +58,37 @@ def update_programs(optimizer: str, devices: list[Any], small: bool) -> dict[str
         return Source(contender.step, (params, state, own_params), (1, 2), params)
 
     return {c.name: source(c) for found in contenders(optimizer) for c in with_manual(found)}
+
+
+def host_programs(optimizer: str, devices: list[Any], small: bool) -> dict[str, Source]:
+    """An update with manual syncs, and all that only syncs read in the memory of the host."""
+    on_device = SingleDeviceSharding(devices[0])
+    params = on(on_device, _params(small))
+    inner = OPTIMIZERS[optimizer](LEARNING_RATE)
+    kept = {"sync_period": None, "memory_kind": "pinned_host"}
+    compared = [
+        Contender("lookahead", slrla_jax.lookahead(inner, **kept), full_sync=True),
+        Contender("snoo", slrla_jax.snoo(inner, **kept), full_sync=True),
+    ]
+
+    def source(contender: Contender) -> Source:
+        init = contender.transform.init
+        # Abstract evaluation does not tell the memories apart either, but a compiled init does.
+        places = jax.tree.map(
+            lambda found: on_device.with_memory_kind(found.memory_kind),
+            jax.jit(init).lower(params).compile().output_shardings,
+        )
+        state = jax.tree.map(on, places, jax.eval_shape(init, params))
+        return Source(
+            contender.step,
+            (params, state, params),
+            (1, 2),
+            params,
+            out_shardings=jax.tree.map(lambda x: x.sharding, (state, params)),
+        )
+
+    manual = [c for found in compared for c in with_manual(found)[1:]]
+    return {c.name: source(c) for c in [Contender("inner", inner), *manual]}
 
 
 def with_manual(contender: Contender) -> list[Contender]:
