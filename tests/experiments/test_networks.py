@@ -18,7 +18,7 @@ from network_weights import images, weight
 
 PYTORCH = json.loads((Path(__file__).parent / "fixtures/pytorch_logits.json").read_text())
 CIFAR, IMAGENET = (32, 32, 3), (224, 224, 3)
-NAMES = list(networks.NETWORKS)
+NAMES = [name for name in networks.NETWORKS if name not in networks.OF_TEXT]
 # One of each kind of block:
 KINDS = [
     "softmax",
