@@ -146,7 +146,7 @@ class TasksRun(Run):
             self,
             dataset=task.dataset,
             epochs=self.epochs // count,
-            stages=Stages(*(part[:length] for part in self.stages[:2])),
+            stages=Stages(self.stages.learning_rates[:length], self.stages.lengths[:length]),
         )
 
 
@@ -163,7 +163,9 @@ def run_of_tasks(
             "dataset": dataset,
             "model": told(one.model),
             "epochs": one.epochs * len(tasks),
-            "stages": Stages(*(part * len(tasks) for part in one.stages[:2])),
+            "stages": Stages(
+                one.stages.learning_rates * len(tasks), one.stages.lengths * len(tasks)
+            ),
             "tasks": tasks,
         }
     )

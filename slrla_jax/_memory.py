@@ -8,6 +8,7 @@ device before they are read, and back to where they were when they are written.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 HOST = "pinned_host"
 
@@ -37,7 +38,7 @@ def put(tree: Any, kind: str | None) -> Any:
     if kind is None:
         return tree
     return jax.tree.map(
-        lambda x: jax.device_put(x, jax.memory.Space.Host) if jax.numpy.ndim(x) else x, tree
+        lambda x: jax.device_put(x, jax.memory.Space.Host) if jnp.ndim(x) else x, tree
     )
 
 

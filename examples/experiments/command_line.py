@@ -62,7 +62,8 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
     "epoch_steps": {
         "type": flags.count,
         "metavar": "N",
-        "help": "how many steps are called an epoch (default: %(default)s)",
+        "help": "how many steps are called an epoch; None for a pass over the training data "
+        "(default: %(default)s)",
     },
     "batch_size": {
         "type": flags.count,

@@ -124,7 +124,8 @@ def run_of(
     if isinstance(dataset, Text) and config.model not in models.OF_TEXT:
         raise SettingError(
             "model",
-            f"{config.model} sees images, and {dataset.name} is text: {', '.join(models.OF_TEXT)}",
+            f"{config.model} sees images, and {dataset.name} is text, for "
+            f"{', '.join(models.OF_TEXT)}",
         )
     model = _model(config.model, dataset, config.bf16, config.input_norm)
     try:

@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments import flags, sweep
 from experiments.command_line import add_settings, add_sweep, config_of, seeds_of
-from experiments.config import Config
+from experiments.config import Config, SettingError
 from experiments.figures import leads
 from experiments.flags import Parser
 from experiments.optimizers import OPTIMIZERS
@@ -104,6 +104,9 @@ def tune(
       starts: configurations to start from, by the optimizers' names.
       measure: trains the candidates of a round, by its number from 1, and returns the goal of
         each that has not diverged.
+
+    Raises:
+      SettingError: if an optimizer diverges with every candidate.
     """
     sign = 1 if problem.goal.lower_is_better else -1
     known: dict[Config, float] = {}
@@ -117,6 +120,9 @@ def tune(
             name: min((best[name], *configs), key=lambda c: sign * known.get(c, sign * np.inf))
             for name, configs in asked.items()
         }
+        for name, config in best.items():
+            if config not in known:
+                raise SettingError("optimizers", f"{name} diverges with every candidate")
     return best
 
 

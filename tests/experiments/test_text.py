@@ -91,8 +91,8 @@ def test_the_last_training_windows_are_held_out():
     assert isinstance(tuned, Text)
     np.testing.assert_array_equal(tuned.train_images, whole.train_images[:-5])
     np.testing.assert_array_equal(tuned.test_labels, whole.train_labels[-5:])
-    for n in (whole.train_size, whole.train_size + 1):
-        with pytest.raises(DataError, match="cannot train on"):
+    for n in (0, whole.train_size, whole.train_size + 1):
+        with pytest.raises(DataError, match=f"cannot hold out {n} of the 39 training windows"):
             whole.with_held_out(n)
 
 
@@ -142,6 +142,12 @@ def test_networks_and_data_that_do_not_fit():
         run_of(Config(model="resnet"), reference)
     with pytest.raises(SettingError, match="the number of training windows"):
         run_of(Config(model="transformer", batch_size=10_000), reference)
+
+
+def test_a_run_that_ends_with_a_learning_rate_of_0_is_not_extended():
+    config = Config(model="transformer", batch_size=16, milestones=(), annealing="linear")
+    with pytest.raises(SettingError, match="cannot be extended"):
+        run_of(config, data.load("python_reference"), more_epochs=1)
 
 
 def test_a_window_counts_with_the_mean_over_its_characters():

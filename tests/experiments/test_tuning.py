@@ -22,6 +22,8 @@ from experiments.schedules import ANNEALINGS, Stages, stages_of
 from experiments.sweep import Results
 from experiments.tuning import first_crossing, in_words, tune, with_steps_to_first
 
+import slrla_jax
+
 # The learning rate
 
 
@@ -93,10 +95,8 @@ def test_rows_around_sgd_by_hand(name):
     if name == "schedule_free":  # Whose interpolation takes the place of the momentum.
         by_hand = optax.contrib.schedule_free(optax.sgd(0.1), 0.1, b1=0.9)
     else:
-        make = __import__("slrla_jax").__dict__[name]
-        inner = optax.sgd(0.1, momentum=0.9)
         settings = (2, 0.8, 0.75) if name == "snoo" else (0.7, 0.9967)
-        by_hand = make(inner, *settings)
+        by_hand = getattr(slrla_jax, name)(optax.sgd(0.1, momentum=0.9), *settings)
     made = row.make(config, Stages((0.1,), (10,)))
     params = [jnp.float32([1.0, -2.0])] * 2
     states = [tx.init(params[0]) for tx in (made, by_hand)]
@@ -150,6 +150,12 @@ def test_tuning_finds_the_best(lower):
     assert [len(configs) for configs in asked] == [2 * 9, 1 + 2, 2 + 2]
     together = [config for configs in asked for config in configs]
     assert len({in_words(config) for config in together}) == len(together)
+
+
+def test_an_optimizer_that_always_diverges():
+    starts = {name: PROBLEM.start(name) for name in PROBLEM.starts}
+    with pytest.raises(SettingError, match="snoo diverges with every candidate"):
+        tune(PROBLEM, starts, lambda _, configs: {c: 1.0 for c in configs if c.optimizer != "snoo"})
 
 
 def test_schedule_free_learning_is_not_annealed():

@@ -151,6 +151,11 @@ class Dataset(Data):
         Raises:
           DataError: if too few training images are left for each class to have one.
         """
+        if not 0 < n < self.train_size:
+            raise DataError(
+                f"cannot hold out {n} of the {self.train_size:,} training {self.unit} of "
+                f"{self.name}"
+            )
         chosen = self.choice(self.train_size - n)
         others = np.setdiff1d(np.arange(self.train_size), chosen)
         return replace(
