@@ -4,7 +4,7 @@
 
 trains a transformer to predict the characters of Python's reference, with each optimizer, from the
 same initial weights and on the same batches, from several seeds. The settings of each were tuned
-before, all on the same grid; `--tune` tunes them on the text that is given:
+before, all on the same grid, on the Jargon File; `--tune` tunes them on the text that is given:
 
     python examples/language_model.py --dataset text --data_path DIR --tune
 

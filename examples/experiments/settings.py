@@ -98,6 +98,7 @@ def shown_command(command: str) -> str:
     """Returns a command as it is published: without the folders of this machine."""
     command = re.sub(r"^\S*(python)\S*", r"\1", command)
     command = re.sub(r"\S*(examples/\w+\.py)", r"\1", command)
+    command = re.sub(r" --root[ =]\S+", "", command)
     return re.sub(r"(--data_path[ =])\S+", r"\1DIR", command)
 
 

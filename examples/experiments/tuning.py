@@ -9,9 +9,12 @@ the best of each so far:
 """
 
 import itertools
+import shlex
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from experiments.optimizers import OPTIMIZERS
 from experiments.records import Record
 from experiments.report import Column, by_seed, report
 from experiments.schedules import ANNEALINGS
+from experiments.settings import circumstances, shown_command, write_json
 from experiments.sweep import Entry, Results, Sweep, title_of
 
 Changes = Mapping[str, Any]
@@ -191,7 +195,7 @@ def run(args: Namespace, parser: Parser, problem: Problem) -> int:
     }
     if args.tune:
         starts = {n: config_of(args, problem.start(n)) for n in args.optimizers}
-        configs = tune(problem, starts, partial(measured_in_a_sweep, problem, options))
+        configs = tuned_and_recorded(problem, starts, options)
     else:
         tuned = {n: replace(problem.base, optimizer=n, **problem.tuned[n]) for n in args.optimizers}
         configs = {n: config_of(args, config) for n, config in tuned.items()}
@@ -204,6 +208,30 @@ def run(args: Namespace, parser: Parser, problem: Problem) -> int:
             **options,
         )
     )
+
+
+def tuned_and_recorded(
+    problem: Problem, starts: Mapping[str, Config], options: Mapping[str, Any]
+) -> dict[str, Config]:
+    """Tunes, and writes what each candidate has come to into `tuning.json`."""
+    rounds: dict[str, Mapping[str, float]] = {}
+
+    def measure(number: int, configs: Sequence[Config]) -> Mapping[Config, float]:
+        found = measured_in_a_sweep(problem, options, number, configs)
+        rounds[str(number)] = {in_words(config): value for config, value in found.items()}
+        return found
+
+    best = tune(problem, starts, measure)
+    about = {
+        "command": shown_command(shlex.join([sys.executable, *sys.argv])),
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        **circumstances(),
+        "seed": TUNING_SEED,
+        "held_out": problem.held_out,
+        "measure": problem.goal.measure,
+    }
+    write_json(options["root"] / "tuning.json", {**about, "rounds": rounds})
+    return best
 
 
 def measured_in_a_sweep(

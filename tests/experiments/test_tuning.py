@@ -219,7 +219,8 @@ def test_a_language_model_is_tuned_and_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tuning, "ROUNDS", tuning.ROUNDS[:2])  # There is nothing in the second.
     flags = f"--tune --epochs 2 --epoch_steps 3 --batch_size 4 --seeds 2 --root {tmp_path} --name x"
     assert language_model.main(flags.split()) == 0
-    assert {path.name for path in (tmp_path / "x").iterdir()} == {"tuning_1", "comparison"}
+    files = {path.name for path in (tmp_path / "x").iterdir()}
+    assert files == {"tuning_1", "tuning.json", "comparison"}
     tuned = json.loads((tmp_path / "x/tuning_1/results.json").read_text())
     assert tuned["seeds"] == [0]
     assert [entry["config"]["held_out"] for entry in tuned["entries"].values()] == [20]
@@ -278,7 +279,10 @@ def test_the_tuned_settings_are_what_tuning_finds_in_its_results(name):
     """Every candidate of every round is in the file, and each best one in the recipe."""
     problem = RECIPES[name].PROBLEM
     assert set(problem.starts) == set(problem.others) == set(problem.tuned)
-    rounds = json.loads((RESULTS / name / "tuning.json").read_text())
+    recorded = json.loads((RESULTS / name / "tuning.json").read_text())
+    assert recorded["command"].startswith(f"python examples/{name}.py --dataset")
+    assert (recorded["seed"], recorded["held_out"]) == (tuning.TUNING_SEED, problem.held_out)
+    rounds = recorded["rounds"]
 
     def measure(number, configs):
         assert [in_words(config) for config in configs] == list(rounds[str(number)])
