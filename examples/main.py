@@ -3,10 +3,10 @@
     python examples/main.py --dataset CIFAR10 --network ResNet-18 --input_norm \
         --exp_name sgd_SLRLA --wd 1e-3 --lr 1e-1 --lookahead 5_0.8 --slr 5_0.2
 
-`--lookahead k_α` wraps the optimizer in Lookahead, and `--slr S_β` adds SLRLA's regulariser in
-the convention of the released code. Without them it is stagewise SGD. Settings of each stage,
-which the paper has and the released code has not, are given by `--stage_betas` and its like.
-`--help` lists all flags.
+`--lookahead k_α` wraps the optimizer in Lookahead, `--lookahead k_α,k_α` in two layers of it, and
+`--slr S_β` adds SLRLA's regulariser in the convention of the released code. Without them it is
+stagewise SGD. Settings of each stage, which the paper has and the released code has not, are given
+by `--stage_betas` and its like. `--help` lists all flags.
 """
 
 import signal
@@ -81,9 +81,10 @@ def make_parser() -> Parser:
     )
     add(
         "--lookahead",
-        type=flags.pair("k_α", flags.count, flags.step_size),
+        type=flags.listed(flags.pair("k_α", flags.count, flags.step_size)),
         metavar="k_α",
-        help="Lookahead with k fast steps and slow step size α, 5_0.8 in the paper",
+        help="Lookahead with k fast steps and slow step size α, 5_0.8 in the paper; with several "
+        "such pairs, comma-separated, Multilayer Lookahead, the inner layer first",
     )
     add(
         "--slr",
@@ -135,7 +136,15 @@ def optimizer_of(args: Namespace, parser: Parser) -> dict[str, Any]:
         parser.flags_of |= STAGED
         given = {name: value for name, value in staged.items() if value}
         return {"optimizer": "slrla", "whole_cycles": True, **given}
-    k, alpha = args.lookahead or (BASE.sync_period, BASE.slow_step_size)
+    parser.flags_of |= RELEASED
+    layers = args.lookahead or ()
+    if len(layers) > 1:
+        if args.slr:
+            raise SettingError("--slr", "goes with one layer of Lookahead, not with several")
+        periods, sizes = zip(*layers, strict=True)
+        nested = {"sync_period": periods, "slow_step_size": sizes}
+        return {"optimizer": "multilayer_lookahead", **nested}
+    k, alpha = layers[0] if layers else (BASE.sync_period, BASE.slow_step_size)
     period, beta = args.slr or (None, 0.0)
     optimizers = {
         (False, False): args.inner,
@@ -143,14 +152,13 @@ def optimizer_of(args: Namespace, parser: Parser) -> dict[str, Any]:
         (False, True): "prox_released",
         (True, True): "slrla_released",
     }
-    parser.flags_of |= RELEASED
     return {
-        "optimizer": optimizers[args.lookahead is not None, args.slr is not None],
+        "optimizer": optimizers[bool(layers), args.slr is not None],
         "beta": 2 * beta,
         "sync_period": k,
         "slow_step_size": alpha,
         # With S = k the anchor is refreshed at every sync, and needs no copy of its own.
-        "anchor_period": None if args.lookahead and period == k else period,
+        "anchor_period": None if layers and period == k else period,
     }
 
 

@@ -64,7 +64,8 @@ class Config:
       inner: the inner optimizer of those that wrap one, a name in `optimizers.INNER`.
       momentum: of SGD; b1 of the adaptive optimizers.
       weight_decay: coupled (L2) or decoupled, as the inner optimizer has it.
-      sync_period: k of Lookahead and SLRLA, one value for all stages or one for each.
+      sync_period: k of Lookahead and SLRLA, one value for all stages or one for each; of
+        Multilayer Lookahead one for each layer, the inner one first, or one value for two layers.
       slow_step_size: α, likewise; for Lookbehind also "adaptive".
       outer_learning_rate: η of SNOO.
       outer_momentum: μ of SNOO.
@@ -75,6 +76,9 @@ class Config:
       beta: β of the local regulariser in the paper's convention, likewise.
       anchor_period: S, steps between two anchors of the released form of SLRLA; None for an
         anchor that is refreshed at every sync.
+      b0: b_0 of AdaLoss, AdaGrad-Norm, SGD_Constant and SGD_DecaySqrt.
+      loss_weight: α of AdaLoss and SGD_DecaySqrt.
+      loss_offset: c of AdaLoss.
       ascent_steps: k of Lookbehind.
       rho: ρ of SAM, ASAM and Lookbehind; None for the paper's.
       eta: η of ASAM.
@@ -114,6 +118,9 @@ class Config:
     ema_decay: float = 0.99
     beta: float | tuple[float, ...] = 0.0
     anchor_period: int | None = None
+    b0: float = 1.0
+    loss_weight: float = 1.0
+    loss_offset: float = 0.0
     ascent_steps: int = 2
     rho: float | None = None
     eta: float = 0.0
@@ -131,6 +138,23 @@ class Config:
                 name, f"must be one value or {stages}, for {stages} stages, got {values}"
             )
         return values * stages if len(values) == 1 else values
+
+    def each_layer(self, name: str) -> tuple[Any, ...]:
+        """Returns the value that a setting has in each layer of Multilayer Lookahead.
+
+        Raises:
+          SettingError: if there are not as many periods as slow step sizes.
+        """
+        given = [v for v in (self.sync_period, self.slow_step_size) if isinstance(v, tuple)]
+        layers = {len(value) for value in given} or {2}
+        if len(layers) > 1:
+            raise SettingError(
+                name,
+                "must have one value for each layer, got periods "
+                f"{self.sync_period} and slow step sizes {self.slow_step_size}",
+            )
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,) * layers.pop()
 
     def as_json(self) -> dict[str, Any]:
         """Returns the settings as JSON has them."""

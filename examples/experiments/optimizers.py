@@ -8,10 +8,11 @@ and each with its own kind of weight decay. To add an optimizer, write a functio
 configuration and the stages, and add a row.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +23,12 @@ from experiments.schedules import Stages
 from slrla_jax import (
     Stage,
     adabound,
-    adagrad_norm,
-    adaloss,
     lookahead,
     lookbehind,
     multilayer_lookahead,
     primal_averaging,
+    scale_by_adagrad_norm,
+    scale_by_adaloss,
     slow_params,
     slrla,
     slrla_sgd,
@@ -38,35 +39,31 @@ from slrla_jax import (
 LearningRate = optax.ScalarOrSchedule
 Make = Callable[[LearningRate], optax.GradientTransformation]
 
-# Inner optimizers, from learning rate, momentum (of SGD; b1 of the others) and weight decay.
+Inner = Callable[[LearningRate, Config], optax.GradientTransformation]
+
+# Inner optimizers, from a learning rate and the configuration's momentum and weight decay.
 
 
-def coupled(make: Callable[[LearningRate, float], optax.GradientTransformation]) -> Any:
+def coupled(make: Callable[[LearningRate, float], optax.GradientTransformation]) -> Inner:
     """An optimizer with coupled (L2) weight decay: it is added to the gradient."""
 
-    def inner(
-        learning_rate: LearningRate, momentum: float, weight_decay: float
-    ) -> optax.GradientTransformation:
-        decay = optax.add_decayed_weights(weight_decay)
-        return optax.chain(decay, make(learning_rate, momentum))
+    def inner(learning_rate: LearningRate, config: Config) -> optax.GradientTransformation:
+        decay = optax.add_decayed_weights(config.weight_decay)
+        return optax.chain(decay, make(learning_rate, config.momentum))
 
     return inner
 
 
-def adamw(
-    learning_rate: LearningRate, momentum: float, weight_decay: float
-) -> optax.GradientTransformation:
+def adamw(learning_rate: LearningRate, config: Config) -> optax.GradientTransformation:
     """Adam with decoupled weight decay."""
-    return optax.adamw(learning_rate, b1=momentum, weight_decay=weight_decay)
+    return optax.adamw(learning_rate, b1=config.momentum, weight_decay=config.weight_decay)
 
 
-def adabelief(
-    learning_rate: LearningRate, momentum: float, weight_decay: float
-) -> optax.GradientTransformation:
+def adabelief(learning_rate: LearningRate, config: Config) -> optax.GradientTransformation:
     """AdaBelief with decoupled weight decay, its authors' default."""
     return optax.chain(
-        optax.scale_by_belief(b1=momentum),
-        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_belief(b1=config.momentum),
+        optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(learning_rate),
     )
 
@@ -79,25 +76,46 @@ def adabound_from_its_start(learning_rate: LearningRate, b1: float) -> optax.Gra
     return adabound(learning_rate, b1=b1, base_lr=base_lr)
 
 
-INNER: dict[str, Callable[[LearningRate, float, float], optax.GradientTransformation]] = {
+def divided(scale_by_b: Callable[[Config], optax.GradientTransformation]) -> Inner:
+    """AdaLoss or one of its baselines: SGD whose gradient is first divided by some b.
+
+    As in the code released with AdaLoss, b does not divide the weight decay.
+    """
+
+    def inner(learning_rate: LearningRate, config: Config) -> optax.GradientTransformation:
+        return optax.chain(
+            scale_by_b(config),
+            optax.add_decayed_weights(config.weight_decay),
+            optax.sgd(learning_rate, config.momentum or None),
+        )
+
+    return inner
+
+
+def scale_by_decaying_sqrt(config: Config) -> optax.GradientTransformation:
+    """Divides by √(b0² + α t) in step t = 1, 2, …: AdaLoss if the loss were 1 more than c."""
+    return optax.scale_by_schedule(
+        lambda count: (config.b0**2 + config.loss_weight * (count + 1.0)) ** -0.5
+    )
+
+
+INNER: dict[str, Inner] = {
     "sgd": coupled(lambda rate, momentum: optax.sgd(rate, momentum or None)),
     "adam": coupled(lambda rate, b1: optax.adam(rate, b1=b1)),
     "adamw": adamw,
     "radam": coupled(lambda rate, b1: optax.radam(rate, b1=b1)),
     "adabelief": adabelief,
     "adabound": coupled(adabound_from_its_start),
-    "adaloss": lambda rate, momentum, decay: adaloss(
-        rate, momentum=momentum or None, weight_decay=decay
-    ),
-    "adagrad_norm": lambda rate, momentum, decay: adagrad_norm(
-        rate, momentum=momentum or None, weight_decay=decay
-    ),
+    "adaloss": divided(lambda c: scale_by_adaloss(c.b0, c.loss_weight, c.loss_offset)),
+    "adagrad_norm": divided(lambda c: scale_by_adagrad_norm(c.b0)),
+    "sgd_constant": divided(lambda c: optax.scale(1 / c.b0)),
+    "sgd_decay_sqrt": divided(scale_by_decaying_sqrt),
 }
 
 
 def inner_of(config: Config) -> Make:
     """The configured inner optimizer, as a function of a learning rate."""
-    return partial(INNER[config.inner], momentum=config.momentum, weight_decay=config.weight_decay)
+    return partial(INNER[config.inner], config=config)
 
 
 # Around them.
@@ -107,7 +125,7 @@ def plain(name: str) -> Callable[[Config, Stages], optax.GradientTransformation]
     """An inner optimizer by itself."""
 
     def make(config: Config, stages: Stages) -> optax.GradientTransformation:
-        return INNER[name](stages.schedule, config.momentum, config.weight_decay)
+        return INNER[name](stages.schedule, config)
 
     return make
 
@@ -118,9 +136,11 @@ def make_lookahead(config: Config, stages: Stages) -> optax.GradientTransformati
 
 
 def make_multilayer_lookahead(config: Config, stages: Stages) -> optax.GradientTransformation:
-    """Two layers of Lookahead with the same settings."""
+    """Lookahead around Lookahead: two layers with the same settings, or as many as are given."""
     return multilayer_lookahead(
-        inner_of(config)(stages.schedule), (config.sync_period,) * 2, (config.slow_step_size,) * 2
+        inner_of(config)(stages.schedule),
+        config.each_layer("sync_period"),
+        config.each_layer("slow_step_size"),
     )
 
 
@@ -268,6 +288,7 @@ class Optimizer:
       slow_params: reads the weights to evaluate from optimizer state and params; None if those
         are the params themselves.
       gradients: returns how many gradients a training step takes.
+      longest_period: returns the most steps between two syncs; 0 if there are no syncs.
       settings: the fields of the configuration that it reads, besides those of every optimizer.
     """
 
@@ -275,6 +296,7 @@ class Optimizer:
     make: Callable[[Config, Stages], optax.GradientTransformation]
     slow_params: Callable[[optax.OptState, optax.Params], optax.Params] | None = None
     gradients: Callable[[Config], int] = lambda config: 1
+    longest_period: Callable[[Config], int] = lambda config: 0
     settings: tuple[str, ...] = ()
 
 
@@ -298,6 +320,22 @@ def lookbehind_row(label: str, rho: float, *, adaptive: bool) -> Optimizer:
 
 PERIOD = ("sync_period", "slow_step_size")
 
+
+def of_the_stages(config: Config) -> int:
+    """The longest period of any stage."""
+    return max(config.each_stage("sync_period"))
+
+
+def syncing_row(
+    label: str,
+    make: Callable[[Config, Stages], optax.GradientTransformation],
+    settings: tuple[str, ...] = PERIOD,
+    longest_period: Callable[[Config], int] = of_the_stages,
+) -> Optimizer:
+    """An optimizer with slow weights that are renewed at syncs."""
+    return Optimizer(label, make, slow_params, longest_period=longest_period, settings=settings)
+
+
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": Optimizer("SGD", plain("sgd")),
     "adam": Optimizer("Adam", plain("adam")),
@@ -305,17 +343,22 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "radam": Optimizer("RAdam", plain("radam")),
     "adabelief": Optimizer("AdaBelief", plain("adabelief")),
     "adabound": Optimizer("AdaBound", plain("adabound")),
-    "adaloss": Optimizer("AdaLoss", plain("adaloss")),
-    "adagrad_norm": Optimizer("AdaGrad-Norm", plain("adagrad_norm")),
-    "lookahead": Optimizer("Lookahead", make_lookahead, slow_params, settings=PERIOD),
-    "multilayer_lookahead": Optimizer(
-        "Multilayer Lookahead", make_multilayer_lookahead, slow_params, settings=PERIOD
+    "adaloss": Optimizer(
+        "AdaLoss", plain("adaloss"), settings=("b0", "loss_weight", "loss_offset")
     ),
-    "snoo": Optimizer(
-        "SNOO",
-        make_snoo,
-        slow_params,
-        settings=("sync_period", "outer_learning_rate", "outer_momentum"),
+    "adagrad_norm": Optimizer("AdaGrad-Norm", plain("adagrad_norm"), settings=("b0",)),
+    "sgd_constant": Optimizer("SGD_Constant", plain("sgd_constant"), settings=("b0",)),
+    "sgd_decay_sqrt": Optimizer(
+        "SGD_DecaySqrt", plain("sgd_decay_sqrt"), settings=("b0", "loss_weight")
+    ),
+    "lookahead": syncing_row("Lookahead", make_lookahead),
+    "multilayer_lookahead": syncing_row(
+        "Multilayer Lookahead",
+        make_multilayer_lookahead,
+        longest_period=lambda config: math.prod(config.each_layer("sync_period")),
+    ),
+    "snoo": syncing_row(
+        "SNOO", make_snoo, ("sync_period", "outer_learning_rate", "outer_momentum")
     ),
     "primal_averaging": Optimizer(
         "Primal averaging",
@@ -327,13 +370,10 @@ OPTIMIZERS: dict[str, Optimizer] = {
         "Schedule-free", make_schedule_free, optax.contrib.schedule_free_eval_params
     ),
     "ema": Optimizer("EMA", make_ema, lambda state, params: state.average, settings=("ema_decay",)),
-    "sla": Optimizer("SLA", make_sla, slow_params, settings=PERIOD),
-    "slrla": Optimizer("SLRLA", make_slrla, slow_params, settings=(*PERIOD, "beta")),
-    "slrla_released": Optimizer(
-        "SLRLA (released form)",
-        make_slrla_released,
-        slow_params,
-        settings=(*PERIOD, "beta", "anchor_period"),
+    "sla": syncing_row("SLA", make_sla),
+    "slrla": syncing_row("SLRLA", make_slrla, (*PERIOD, "beta")),
+    "slrla_released": syncing_row(
+        "SLRLA (released form)", make_slrla_released, (*PERIOD, "beta", "anchor_period")
     ),
     "prox_released": Optimizer(
         "Released regulariser alone", make_prox_released, settings=("beta", "anchor_period")

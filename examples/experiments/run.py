@@ -149,8 +149,8 @@ def run_of(
         raise SettingError(
             "more_epochs", "a run at whose end the learning rate is 0 cannot be extended"
         )
-    longest = max(config.each_stage("sync_period"))
-    if "sync_period" in optimizer.settings and longest > stages.steps:
+    longest = optimizer.longest_period(config)
+    if longest > stages.steps:
         raise SettingError(
             "sync_period", f"a run of {stages.steps} steps never syncs with a period of {longest}"
         )

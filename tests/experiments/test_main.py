@@ -1,6 +1,5 @@
 """The command lines of the SLRLA paper: what their flags mean, and what is wrong with others."""
 
-import functools
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 from experiments import data, optimizers, schedules, sweep
+from experiments.config import Config
 
 import slrla_jax
 from slrla_jax import Stage
@@ -93,6 +93,11 @@ TEN = f"{PAPER} --tr_epochs 10"
     [
         ("--exp_name sgd_vanilla", momentum_sgd(RATES), False),
         ("--lookahead 5_0.8", slrla_jax.lookahead(momentum_sgd(RATES), 5, 0.8), True),
+        (
+            "--lookahead 5_0.8,2_0.5,2_1",
+            slrla_jax.multilayer_lookahead(momentum_sgd(RATES), (5, 2, 2), (0.8, 0.5, 1.0)),
+            True,
+        ),
         (
             "--lookahead 5_0.8 --slr 5_0.2",
             optax.chain(
@@ -223,12 +228,32 @@ def test_a_run_of_one_epoch(here, capsys):
 @pytest.mark.parametrize("optimizer", optimizers.INNER)
 def test_every_inner_optimizer_decays_weights(optimizer):
     """In the gradient or beside it: with a gradient of zero, weights shrink."""
-    make = functools.partial(optimizers.INNER[optimizer], 0.1, 0.9)
     params = jnp.asarray([1.0])
     for weight_decay in (0.0, 0.1):
-        tx = optax.with_extra_args_support(make(weight_decay))
+        config = Config(weight_decay=weight_decay)
+        tx = optax.with_extra_args_support(optimizers.INNER[optimizer](0.1, config))
         updates, _ = tx.update(jnp.zeros(1), tx.init(params), params, value=1.0)
         assert (updates[0] < 0) == (weight_decay > 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "b_squared"),
+    [
+        ("adaloss", [4 + 0.5 * 2.0, 4 + 0.5 * 2.0 + 0.5 * 1.0]),
+        ("adagrad_norm", [4 + 9.0, 4 + 9.0 + 9.0]),
+        ("sgd_constant", [4.0, 4.0]),
+        ("sgd_decay_sqrt", [4 + 0.5, 4 + 1.0]),
+    ],
+)
+def test_adaloss_and_its_baselines_divide_the_gradient(name, b_squared):
+    """By b, which does not divide the weight decay."""
+    settings = {"b0": 2.0, "loss_weight": 0.5, "loss_offset": 1.0}
+    config = Config(momentum=0.0, weight_decay=0.1, **settings)
+    tx = optax.with_extra_args_support(optimizers.INNER[name](0.5, config))
+    params, state = jnp.asarray([1.0]), tx.init(jnp.asarray([1.0]))
+    for loss, b2 in zip((3.0, 0.0), b_squared, strict=True):  # |f − c| is 2 and 1.
+        updates, state = tx.update(jnp.asarray([3.0]), state, params, value=loss)
+        np.testing.assert_allclose(updates, [-0.5 * (3.0 / b2**0.5 + 0.1)], rtol=1e-6)
 
 
 def test_a_run_leaves_its_settings_and_is_resumed(here, capsys):
@@ -477,6 +502,8 @@ def error_line(flags, capsys):
     ("flags", "message"),
     [
         ("--lookahead 5", "--lookahead: must be k_α, got '5'"),
+        ("--lookahead 5_0.8,5", "--lookahead: must be k_α, got '5'"),
+        ("--lookahead 5_0.8,2_0.5 --slr 5_0.1", "--slr: goes with one layer of Lookahead"),
         ("--lookahead 0_0.8", "--lookahead: must be a whole number, at least 1, got '0'"),
         ("--lookahead 5_1.8", "--lookahead: must be more than 0 and at most 1, got '1.8'"),
         ("--slr 5_-1", "--slr: must be 0 or more, got '-1'"),
@@ -497,6 +524,7 @@ def error_line(flags, capsys):
         ("--train_batch_size 100", "--train_batch_size: must be a multiple of the 8 devices"),
         ("--network VGG-16", "--network: VGG-16: image_shape: must be at least 32"),
         ("--lookahead 1000_0.5", "--lookahead (k): a run of 30 steps never syncs with a period of"),
+        ("--lookahead 7_0.5,5_0.5", "--lookahead (k): a run of 30 steps never syncs with a period"),
         ("--data_path /nowhere", "--data_path: the digits come with scikit-learn"),
         ("--SEED -1", "--SEED/--seed: must be a whole number from 0 to 2147483647, got '-1'"),
         ("--SEED 2147483648", "--SEED/--seed: must be a whole number from 0 to 2147483647"),
