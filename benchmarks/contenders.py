@@ -1,8 +1,9 @@
 """The compared optimizers, the params they update, and their compiled programs."""
 
+import itertools
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -151,27 +152,46 @@ def random_tree(
 
 
 class Program:
-    """A contender's update, compiled with params and state donated, and its current arguments."""
+    """A contender's steps, compiled with params and state donated, and their current arguments.
 
-    def __init__(self, contender: Contender, params: Any, grads: Any):
+    Args:
+      contender: the contender.
+      params: the initial params.
+      grads: the gradients of every step.
+      manual: whether the steps of a cycle are two programs, `sync=False` for all but the last.
+    """
+
+    def __init__(self, contender: Contender, params: Any, grads: Any, manual: bool = False):
         self.params, self.state = contender.start(params)
         self.grads = grads
+        if manual:
+            between = self._compile(replace(contender, sync=False))
+            last = self._compile(replace(contender, sync=contender.full_sync))
+            self._cycle = itertools.cycle([between] * (SYNC_PERIOD - 1) + [last])
+        else:
+            self.compiled = self._compile(contender)
+            self._cycle = itertools.repeat(self.compiled)
+
+    def _compile(self, contender: Contender) -> jax.stages.Compiled:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # about donated buffers that cannot be used
             step = jax.jit(contender.step, donate_argnums=(1, 2))
-            self.compiled = step.lower(grads, self.state, self.params).compile()
+            return step.lower(self.grads, self.state, self.params).compile()
 
     def run(self, steps: int) -> None:
         """Runs some steps and waits for them."""
-        for _ in range(steps):
-            self.state, self.params = self.compiled(self.grads, self.state, self.params)
+        for compiled in itertools.islice(self._cycle, steps):
+            self.state, self.params = compiled(self.grads, self.state, self.params)
         jax.block_until_ready((self.state, self.params))
 
     def check_donation(self) -> None:
-        """Runs a step; raises if a buffer of the old params or state survives it."""
+        """Runs a step; raises if an array of the old params or state survives it.
+
+        A scalar may: that of automatic syncs is not read where syncs are manual.
+        """
         before = jax.tree.leaves((self.state, self.params))
         self.run(1)
-        if not all(leaf.is_deleted() for leaf in before):
+        if not all(leaf.is_deleted() for leaf in before if leaf.ndim):
             raise RuntimeError("Some params or state were not donated.")
 
 

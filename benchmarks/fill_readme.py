@@ -2,12 +2,15 @@
 
     python benchmarks/fill_readme.py
 
-A table stands between `<!-- results/NAME.json -->` and `<!-- end -->`.
+A table stands between `<!-- results/NAME.json -->` and `<!-- end -->`. Pages outside of this folder
+name `update.json` by its path from there, and get its ratios of times alone.
 """
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import augment
 import compile_ahead
@@ -15,6 +18,7 @@ import lookbehind
 import update
 
 HERE = Path(__file__).parent
+SUMMARISED = ("README.md", "docs/comparison.md")
 PROGRAMS = {
     "augment": augment,
     "compile_ahead": compile_ahead,
@@ -25,21 +29,30 @@ PROGRAMS = {
 
 def main() -> None:
     """Replaces the text between every pair of marks."""
-    readme = HERE / "README.md"
-    readme.write_text(
-        re.sub(r"<!-- (results/\S+) -->\n.*?<!-- end -->", fill, readme.read_text(), flags=re.S)
-    )
+    rewrite(HERE / "README.md", tables)
+    for page in SUMMARISED:
+        rewrite(HERE.parent / page, update.summary)
 
 
-def fill(marks: re.Match[str]) -> str:
-    """The marks with the tables of the file that they name, if the file exists."""
-    file = HERE / marks[1]
-    if not file.exists():
-        print(f"{marks[1]} does not exist yet.")
-        return marks[0]
-    results = json.loads(file.read_text())
+def rewrite(page: Path, text_of: Callable[[dict[str, Any]], str]) -> None:
+    """Replaces the text between the marks of a page by that of the results that they name."""
+
+    def fill(marks: re.Match[str]) -> str:
+        file = page.parent / marks[1]
+        if not file.exists():
+            print(f"{marks[1]} does not exist yet.")
+            return marks[0]
+        results = json.loads(file.read_text())
+        return f"<!-- {marks[1]} -->\n\n{text_of(results)}\n\n<!-- end -->"
+
+    marks = r"<!-- (\S+\.json) -->\n.*?<!-- end -->"
+    page.write_text(re.sub(marks, fill, page.read_text(), flags=re.S))
+
+
+def tables(results: dict[str, Any]) -> str:
+    """All tables of some results."""
     program = re.match(r"python benchmarks/(\w+).py", results["command"])[1]
-    return f"<!-- {marks[1]} -->\n\n{PROGRAMS[program].report(results)}\n\n<!-- end -->"
+    return PROGRAMS[program].report(results)
 
 
 if __name__ == "__main__":

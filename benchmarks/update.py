@@ -63,6 +63,17 @@ AIMS = [
 ]
 # The other transformations compute norms, for which the compiler needs temporary partial sums.
 FAMILY = ("lookahead", "multilayer_lookahead", "slrla_sgd", "slrla")
+# Those that the pages outside of this folder show.
+SUMMARISED = (
+    "lookahead",
+    "multilayer_lookahead",
+    "slrla_sgd",
+    "slrla",
+    "primal_averaging",
+    "snoo",
+    "snoo-manual",
+    "optax.lookahead",
+)
 # In bytes. Temporaries for flags, counters and step sizes are not copies of params.
 SCALARS = 4096
 
@@ -130,6 +141,11 @@ def measure_optimizer(
         program.check_donation()
 
     run = {name: program.run for name, program in programs.items()}
+    for contender in contenders(optimizer):
+        if contender.full_sync is not None:
+            manual = Program(contender, values, on_device, manual=True)
+            manual.check_donation()
+            run[f"{contender.name}-manual"] = manual.run
     if torch is not None:
         run |= torch_contenders(optimizer, values, grads)
     return {"programs": facts, "milliseconds": take_turns(run, rounds, SYNC_PERIOD, rng)}
@@ -182,6 +198,17 @@ def report(results: dict[str, Any]) -> str:
             parts.append(torch_table(found))
     parts += ["### Targets", aims_table(results)]
     return "\n\n".join(parts)
+
+
+def summary(results: dict[str, Any]) -> str:
+    """Formats the ratios of times to those of the inner optimizer alone."""
+    found = results["optimizers"]
+    times = [one["milliseconds"] for one in found.values()]
+    rows = [
+        [f"`{name}`", *(spread(t, name, "inner")[0] if name in t else "–" for t in times)]
+        for name in SUMMARISED
+    ]
+    return markdown(["", *(TITLES[optimizer] for optimizer in found)], rows)
 
 
 def times_table(found: dict[str, Any]) -> str:
