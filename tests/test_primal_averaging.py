@@ -108,3 +108,37 @@ def test_the_loss_reaches_the_inner_optimizer():
     tx = primal_averaging(inner)
     tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=3.0)
     assert heard == [3.0]
+
+
+def last_of(tx, steps):
+    """The average after some steps on ½ w², from w = 1."""
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(params, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    params = jnp.ones(())
+    (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), None, steps)
+    return slow_params(state, params)
+
+
+def test_the_average_lags_and_larger_learning_rates_are_stable():
+    """What docs/usage.md says of a quadratic, as the eigenvalues of a step have it."""
+
+    def largest_eigenvalue(rate, mu=0.9, mu_y=0.7, mu_x=0.9967):
+        momentum = np.array([mu, rate * (1 - mu_y), rate * mu_y])  # Of the state (m, z, x).
+        z = np.array([0.0, 1.0, 0.0]) - momentum
+        x = mu_x * np.array([0.0, 0.0, 1.0]) + (1 - mu_x) * z
+        return max(abs(np.linalg.eigvals(np.array([momentum, z, x]))))
+
+    def averaged(rate):
+        return primal_averaging(optax.sgd(rate, 0.9))
+
+    assert largest_eigenvalue(12.6) < 1 < largest_eigenvalue(12.7)
+    assert abs(last_of(averaged(12.4), 2000)) < 1e-6
+    assert not abs(last_of(averaged(12.8), 4000)) < 1e6
+    factor = 1 - (1 - 0.9967) / (1 - 0.7)
+    for rate in (0.1, 1.0, 4.0):
+        np.testing.assert_allclose(largest_eigenvalue(rate), factor, rtol=3e-4)
+        np.testing.assert_allclose(last_of(averaged(rate), 300), factor**300, rtol=0.1)
