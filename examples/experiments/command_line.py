@@ -279,7 +279,7 @@ def single(config: Config, args: argparse.Namespace, parser: Parser) -> Sweep:
     """Returns the sweep of a program that trains one configuration, with checkpoints."""
     best_by = "recalibrated_test_accuracy" if args.batch_norm == "recalibrated" else "test_accuracy"
     return Sweep(
-        entries=[Entry(OPTIMIZERS[config.optimizer].label, config)],
+        entries=[Entry(OPTIMIZERS[config.optimizer].label_of(config), config)],
         seeds=seeds_of(args, args.seed),
         report=functools.partial(report_training, best_by=best_by),
         checkpoint=True,

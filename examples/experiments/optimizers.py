@@ -299,6 +299,12 @@ class Optimizer:
     longest_period: Callable[[Config], int] = lambda config: 0
     settings: tuple[str, ...] = ()
 
+    def label_of(self, config: Config) -> str:
+        """Returns the label, with the number of layers if there may be any number."""
+        if self.make is not make_multilayer_lookahead:
+            return self.label
+        return f"{self.label}, {len(config.each_layer('sync_period'))} layers"
+
 
 def sam_row(label: str, rho: float, *, adaptive: bool) -> Optimizer:
     """SAM or ASAM, which take a second gradient up the slope."""

@@ -47,8 +47,8 @@ class Problem:
       base: what all optimizers have in common.
       held_out: how many training examples tuning is decided by.
       learning_rates: the grid.
-      starts: the own settings of each optimizer that tuning starts from, by its name; the first
-        is what the others are compared with.
+      starts: the own settings of each optimizer that tuning starts from, by its name, or by
+        another one beside the setting `optimizer`; the first is what the others are compared with.
       others: other values of these settings.
       tuned: what tuning has found, for each optimizer: all settings that differ from the base.
       goal: what tuning is decided by, and the first column of the table.
@@ -68,13 +68,21 @@ class Problem:
 
     def start(self, name: str) -> Config:
         """Returns the configuration of an optimizer that its tuning starts from."""
-        return replace(self.base, optimizer=name, **self.starts[name])
+        return self._config(name, self.starts[name])
+
+    def best(self, name: str) -> Config:
+        """Returns the configuration of an optimizer that its tuning has found."""
+        return self._config(name, self.tuned[name])
+
+    def _config(self, name: str, changes: Changes) -> Config:
+        return replace(self.base, **{"optimizer": name, **changes})
 
 
-Candidates = Callable[[Problem, Config], list[Config]]
+# From an optimizer's name, and the best of its configurations so far.
+Candidates = Callable[[Problem, str, Config], list[Config]]
 
 
-def of_the_grid(problem: Problem, best: Config) -> list[Config]:
+def of_the_grid(problem: Problem, _: str, best: Config) -> list[Config]:
     """Returns all learning rates with all annealings, but for those that need none."""
     annealings = ["none"] if best.optimizer == "schedule_free" else list(ANNEALINGS)
     return [
@@ -83,13 +91,14 @@ def of_the_grid(problem: Problem, best: Config) -> list[Config]:
     ]
 
 
-def of_own_settings(problem: Problem, best: Config) -> list[Config]:
+def of_own_settings(problem: Problem, name: str, best: Config) -> list[Config]:
     """Returns other values of the optimizer's own settings."""
-    return [replace(best, **changes) for changes in problem.others[best.optimizer]]
+    return [replace(best, **changes) for changes in problem.others[name]]
 
 
-def neighbours(_: Problem, best: Config) -> list[Config]:
+def neighbours(problem: Problem, name: str, best: Config) -> list[Config]:
     """Returns half and twice the learning rate."""
+    del problem, name
     return [replace(best, learning_rate=factor * best.learning_rate) for factor in (0.5, 2.0)]
 
 
@@ -116,7 +125,7 @@ def tune(
     known: dict[Config, float] = {}
     best = dict(starts)
     for number, candidates in enumerate(ROUNDS, start=1):
-        asked = {name: candidates(problem, config) for name, config in best.items()}
+        asked = {name: candidates(problem, name, config) for name, config in best.items()}
         new = [config for configs in asked.values() for config in configs if config not in known]
         if new:
             known |= measure(number, new)
@@ -132,12 +141,15 @@ def tune(
 
 def in_words(config: Config) -> str:
     """Names a candidate: its optimizer, and everything that is tuned."""
-    own = [
-        f"{name} {getattr(config, name):g}"
-        for name in ("momentum", *OPTIMIZERS[config.optimizer].settings)
-    ]
+    row = OPTIMIZERS[config.optimizer]
+    own = [(name, getattr(config, name)) for name in ("momentum", *row.settings)]
     rate = f"learning rate {config.learning_rate:g}, annealing {config.annealing}"
-    return ", ".join([OPTIMIZERS[config.optimizer].label, rate, *own])
+    return ", ".join([row.label_of(config), rate, *(f"{n} {number(value)}" for n, value in own)])
+
+
+def number(value: float | Sequence[float]) -> str:
+    """Writes a number, or one for each layer."""
+    return " and ".join(f"{v:g}" for v in (value if isinstance(value, tuple) else (value,)))
 
 
 # The command line
@@ -197,11 +209,13 @@ def run(args: Namespace, parser: Parser, problem: Problem) -> int:
         starts = {n: config_of(args, problem.start(n)) for n in args.optimizers}
         configs = tuned_and_recorded(problem, starts, options)
     else:
-        tuned = {n: replace(problem.base, optimizer=n, **problem.tuned[n]) for n in args.optimizers}
-        configs = {n: config_of(args, config) for n, config in tuned.items()}
+        configs = {n: config_of(args, problem.best(n)) for n in args.optimizers}
     return sweep.run(
         Sweep(
-            entries=[Entry(OPTIMIZERS[n].label, config) for n, config in configs.items()],
+            entries=[
+                Entry(OPTIMIZERS[config.optimizer].label_of(config), config)
+                for config in configs.values()
+            ],
             seeds=seeds_of(args, FIRST_SEED),
             report=partial(report_comparison, problem),
             name="comparison",

@@ -160,7 +160,7 @@ def test_an_optimizer_that_always_diverges():
 
 def test_schedule_free_learning_is_not_annealed():
     best = Config(optimizer="schedule_free")
-    candidates = tuning.of_the_grid(PROBLEM, best)
+    candidates = tuning.of_the_grid(PROBLEM, "schedule_free", best)
     assert [(c.learning_rate, c.annealing) for c in candidates] == [
         (rate, "none") for rate in PROBLEM.learning_rates
     ]
@@ -291,7 +291,7 @@ def test_the_tuned_settings_are_what_tuning_finds_in_its_results(name):
     starts = {optimizer: problem.start(optimizer) for optimizer in problem.starts}
     best = tune(problem, starts, measure)
     for optimizer, config in best.items():
-        assert config == replace(problem.base, optimizer=optimizer, **problem.tuned[optimizer])
+        assert config == problem.best(optimizer)
 
 
 @every_recipe
@@ -306,10 +306,9 @@ def test_the_page_has_the_measured_numbers(name):
         assert f"- {line}" in readme.splitlines()
     assert len(summary["seeds"]) == 5
     assert (folder / "curves.png").stat().st_size < 300_000
-    for optimizer, tuned in problem.tuned.items():
-        config = summary["entries"][OPTIMIZERS[optimizer].label]["config"]
-        wanted = replace(problem.base, optimizer=optimizer, **tuned).as_json()
-        others = {"dataset", "train_images", "data"}
-        assert {k: v for k, v in config.items() if k not in others} == {
-            k: v for k, v in wanted.items() if k not in others
-        }
+    for optimizer in problem.tuned:
+        best = problem.best(optimizer)
+        config = summary["entries"][OPTIMIZERS[best.optimizer].label_of(best)]["config"]
+        recorded = Config.from_json({k: v for k, v in config.items() if k != "data"})
+        of_the_data = {name: getattr(recorded, name) for name in ("dataset", "train_images")}
+        assert recorded == replace(best, **of_the_data)
