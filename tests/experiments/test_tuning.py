@@ -294,21 +294,28 @@ def test_the_tuned_settings_are_what_tuning_finds_in_its_results(name):
         assert config == problem.best(optimizer)
 
 
-@every_recipe
-def test_the_page_has_the_measured_numbers(name):
-    problem, folder = RECIPES[name].PROBLEM, RESULTS / name / "comparison"
-    summary = json.loads((folder / "results.json").read_text())
+@pytest.mark.parametrize(
+    ("name", "folder", "seeds", "changed"),
+    [
+        ("language_model", "comparison", 5, {}),
+        ("language_model", "longer", 3, {"epochs": 50, "eval_every": 2}),
+        ("image_classifier", "comparison", 5, {}),
+    ],
+)
+def test_the_page_has_the_measured_numbers(name, folder, seeds, changed):
+    problem, place = RECIPES[name].PROBLEM, RESULTS / name / folder
+    summary = json.loads((place / "results.json").read_text())
     columns = [problem.goal, tuning.STEPS_TO_FIRST, *problem.columns]
-    assert (folder / "table.md").read_text() == report.page(summary, columns)
+    assert (place / "table.md").read_text() == report.page(summary, columns)
     readme = (RESULTS / name / "README.md").read_text()
     assert "\n".join(report.table(summary, columns)) in readme
     for line in report.comparison(summary, columns):
         assert f"- {line}" in readme.splitlines()
-    assert len(summary["seeds"]) == 5
-    assert (folder / "curves.png").stat().st_size < 300_000
-    for optimizer in problem.tuned:
-        best = problem.best(optimizer)
-        config = summary["entries"][OPTIMIZERS[best.optimizer].label_of(best)]["config"]
-        recorded = Config.from_json({k: v for k, v in config.items() if k != "data"})
-        of_the_data = {name: getattr(recorded, name) for name in ("dataset", "train_images")}
-        assert recorded == replace(best, **of_the_data)
+    assert len(summary["seeds"]) == seeds
+    assert (place / "curves.png").stat().st_size < 300_000
+    tuned = {OPTIMIZERS[c.optimizer].label_of(c): c for c in map(problem.best, problem.tuned)}
+    assert changed or set(summary["entries"]) == set(tuned)
+    for label, entry in summary["entries"].items():
+        recorded = {k: v for k, v in entry["config"].items() if k != "data"}
+        of_the_data = {k: recorded[k] for k in ("dataset", "train_images")}
+        assert Config.from_json(recorded) == replace(tuned[label], **of_the_data, **changed)
