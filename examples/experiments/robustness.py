@@ -40,8 +40,15 @@ SPREAD = "best − worst"
 # The command line
 
 
-def make_parser(prog: str, description: str, base: Config, *, seeds: int = 5) -> Parser:
-    """Returns a parser with the flags that the programs have in common; `base` has the defaults."""
+def make_parser(prog: str, description: str, base: Config, **options: Any) -> Parser:
+    """Returns a parser with the flags that the programs have in common.
+
+    Args:
+      prog: the program.
+      description: of what it does.
+      base: has the defaults.
+      options: of `add_sweep`.
+    """
     parser = Parser(prog=prog, description=description)
     add_settings(
         parser,
@@ -60,7 +67,7 @@ def make_parser(prog: str, description: str, base: Config, *, seeds: int = 5) ->
         learning_rate="--lr",
     )
     add_methods(parser)
-    add_sweep(parser, seeds=seeds, name="--name")
+    add_sweep(parser, seeds=5, name="--name", **options)
     return parser
 
 
