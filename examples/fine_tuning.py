@@ -5,8 +5,9 @@
 pre-trains a small residual network on the first half of the classes of scikit-learn's digits, gives
 it a new head, and fine-tunes all of it on the other half with each method and each b0. This takes
 place from several seeds; a seed has one pre-trained network, which all methods start from.
-`--network small_vit` takes a vision transformer. The same command resumes what was interrupted.
-`--help` says what can be changed.
+`--train_images` is about fine-tuning only: pre-training takes all images of its classes.
+
+The same command resumes what was interrupted. `--help` says what can be changed.
 """
 
 import signal
@@ -47,6 +48,7 @@ BASE = Config(
     recalibrate=False,
 )
 PRETRAINING = {
+    "train_images": None,
     "optimizer": "adamw",
     "learning_rate": 2e-3,
     "annealing": "cosine",
