@@ -134,10 +134,13 @@ def with_new_head(
 # The command line
 
 
-def pretraining_of(args: Namespace, options: dict[str, Any]) -> Sweep:
+def pretraining_of(args: Namespace, parser: Parser, options: dict[str, Any]) -> Sweep:
     """Returns the sweep that pre-trains a network from each seed, and keeps it in a checkpoint."""
-    epochs = args.pretraining_epochs
-    config = config_of(args, BASE, **PRETRAINING, epochs=epochs, eval_every=epochs)
+    config = config_of(args, BASE, **PRETRAINING, epochs=args.pretraining_epochs)
+
+    def flag_of(setting: str) -> str:
+        return parser.flag_of("pretraining_epochs" if setting == "epochs" else setting)
+
     return Sweep(
         entries=[Entry("Pre-training", config)],
         seeds=seeds_of(args),
@@ -145,7 +148,7 @@ def pretraining_of(args: Namespace, options: dict[str, Any]) -> Sweep:
         name="pretraining",
         run_of=partial(run_of_half, half=0),
         checkpoint=True,
-        **options,
+        **options | {"flag_of": flag_of},
     )
 
 
@@ -184,7 +187,7 @@ def main(args: Namespace, parser: Parser) -> int:
         "one_device": True,
         "flag_of": parser.flag_of,
     }
-    before = pretraining_of(args, options)
+    before = pretraining_of(args, parser, options)
     return sweep.run(before) or sweep.run(fine_tuning_of(args, parser, options, before))
 
 

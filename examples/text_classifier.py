@@ -27,7 +27,7 @@ BASE = Config(
     epochs=4,
     batch_size=64,
     milestones=(),
-    learning_rate=1.0,
+    learning_rate=10.0,
     momentum=0.0,
     weight_decay=0.0,
 )

@@ -37,7 +37,7 @@ from experiments.models.wide_resnet import WideResNet
 __all__ = ["LSTM", "NETWORKS", "OF_TEXT", "ResNet", "SmallVGG", "SoftmaxRegression", "Transformer"]
 
 # Those that read text; the others see images.
-OF_TEXT = {"transformer", "lstm"}
+OF_TEXT = ("transformer", "lstm")
 
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "resnet": ResNet,
