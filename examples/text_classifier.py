@@ -24,7 +24,7 @@ from experiments.report import Column
 BASE = Config(
     dataset="names",
     model="lstm",
-    epochs=4,
+    epochs=3,
     batch_size=64,
     milestones=(),
     learning_rate=10.0,
