@@ -13,6 +13,7 @@ its sweep of `entries_of` and `report_robustness`.
 """
 
 import argparse
+import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -217,8 +218,8 @@ def draw(results: Results, column: Column, path: Path) -> None:
 
 
 def label_in(line: str) -> str:
-    """Returns the label of the entry that a line says has diverged."""
-    return line.partition(f" {DIVERGED}, ")[0]
+    """Returns the label of the entry that a line about a diverged seed begins with."""
+    return re.match(r".+?, b0 = [^ ,]+", line)[0]
 
 
 def axes_of(labels: Iterable[str]) -> tuple[list[str], list[float]]:

@@ -2,10 +2,13 @@
 
 import json
 import sys
+from pathlib import Path
 
+import fine_tuning
 import matplotlib.image
 import numpy as np
 import pytest
+import text_classifier
 from experiments import report, robustness, sweep
 from experiments.command_line import program
 from experiments.config import Config
@@ -80,8 +83,10 @@ def test_the_table_has_a_row_for_each_b0_and_the_spread():
 def test_a_diverged_entry_is_not_taken_for_another():
     """The label of b0 = 1 is how that of b0 = 10 begins."""
     summary = numbers({("A", 1): 3, ("A", 10): 2.5})
+    summary["diverged"] += ["A, b0 = 100, seed 2: the loss is not finite before the first step"]
     _, _, *rows = cells(robustness.table_over_b0(summary, [LOSS]))
     assert rows[:2] == [["1", "diverged"], ["10", "2.500 ± 0.500"]]
+    assert rows[2] == ["100", "diverged (1 of 3)"]
 
 
 @pytest.mark.parametrize(
@@ -124,3 +129,30 @@ def test_a_run(tmp_path, monkeypatch):
     difference = abs(final["AdaLoss, b0 = 1"] - final["AdaLoss, b0 = 1e-10"])
     assert spread == ["best − worst", f"{difference:.3f}", "≥ 0.000"]
     assert matplotlib.image.imread(folder / "methods.png").std() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [
+        ("fine_tuning_cnn", fine_tuning),
+        ("fine_tuning_vit", fine_tuning),
+        ("text_classifier", text_classifier),
+    ],
+)
+def test_a_page_in_the_repository_is_what_its_numbers_say(name, program):
+    folder = Path(fine_tuning.__file__).parent / "results/robustness" / name
+    summary = json.loads((folder / "results.json").read_text())
+    picture = f"{program.__name__}.png"
+    page = report.page(
+        summary,
+        [program.COLUMN],
+        [picture],
+        compared=False,
+        tabulate=robustness.table_over_b0,
+    )
+    assert (folder / "table.md").read_text() == page
+    assert (folder / picture).stat().st_size < 150_000
+    assert len(summary["seeds"]) >= 5
+    # The table is shown on the page about all of them, too.
+    table = robustness.table_over_b0(summary, [program.COLUMN])
+    assert "\n".join(table) in (folder.parent / "README.md").read_text()
