@@ -137,10 +137,10 @@ def test_the_languages_of_names_are_learnt(tmp_path, monkeypatch):
     )
     monkeypatch.setitem(data.DATASETS, "names", lambda folder: names)
     monkeypatch.setitem(models.NETWORKS, "lstm", functools.partial(LSTM, width=8))
-    chosen = ["--methods", "adaloss", "--b0", "1,2", "--seeds", "1", "--epochs", "1"]
+    chosen = ["--methods", "adaloss", "--b0", "2", "--seeds", "1", "--epochs", "1"]
     assert text_classifier.main([*chosen, "--name", "mine"]) == 0
     last = [r for r in metrics(tmp_path / "runs/mine") if r["epoch"] == 1]
-    assert [r["test_accuracy"] for r in last] == [1, 1]
+    assert [r["test_accuracy"] for r in last] == [1]
     table = (tmp_path / "runs/mine/table.md").read_text()
     assert "| 2            |  100.00 |" in table
     assert (tmp_path / "runs/mine/text_classifier.png").exists()
