@@ -6,7 +6,7 @@
 A page is a function of the numbers alone, so that one in the repository can be checked.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -38,6 +38,9 @@ class Column(NamedTuple):
     lower_is_better: bool = False
 
 
+# Makes the lines of a table from the numbers.
+Tabulate = Callable[[Settings, Sequence[Column]], list[str]]
+
 # Of programs that train networks; those that nothing was measured for are left out.
 TRAINING = (
     Column("final", "test_accuracy"),
@@ -62,6 +65,7 @@ def report(
     sources: Sequence[str] = (),
     pictures: Sequence[str] = ("curves.png",),
     compared: bool = True,
+    tabulate: Tabulate | None = None,
 ) -> list[str]:
     """Writes `results.json` and `table.md` into the folder of a sweep.
 
@@ -74,6 +78,7 @@ def report(
       sources: where it was published.
       pictures: files in the folder that the page shows.
       compared: whether the entries are compared with the first, seed by seed.
+      tabulate: makes the lines of the table; None for `table`.
 
     Returns:
       The table and what belongs to it, in lines; none, and nothing is written, if all entries
@@ -83,10 +88,10 @@ def report(
         return []
     summary = summarise(results, note, best_by, published, sources)
     write_json(results.folder / "results.json", summary)
-    text = page(summary, columns, pictures, compared)
+    text = page(summary, columns, pictures, compared, tabulate)
     (results.folder / "table.md").write_text(text, encoding="utf-8")
     differences = comparison(summary, columns) if compared else []
-    return [*table(summary, columns), "", *notes(summary, columns), *differences]
+    return [*(tabulate or table)(summary, columns), "", *notes(summary, columns), *differences]
 
 
 def summarise(
@@ -166,6 +171,7 @@ def page(
     columns: Sequence[Column],
     pictures: Sequence[str] = ("curves.png",),
     compared: bool = True,
+    tabulate: Tabulate | None = None,
 ) -> str:
     """Returns a page in Markdown: the table, and everything one has to know about it."""
     machine = summary["machine"]
@@ -173,7 +179,7 @@ def page(
     lines = [
         f"{summary['title']}.",
         "",
-        *table(summary, columns),
+        *(tabulate or table)(summary, columns),
         "",
         *notes(summary, columns),
         "",

@@ -12,7 +12,7 @@ import optax
 
 from experiments import devices, models
 from experiments.config import Config, SettingError
-from experiments.data import Data, Text
+from experiments.data import Data, Names, Text
 from experiments.evaluation import SlowParams
 from experiments.optimizers import OPTIMIZERS
 from experiments.schedules import Stages, stages_of, with_milestones_that_fit
@@ -121,7 +121,7 @@ def run_of(
         raise SettingError(
             "batch_size", f"must be a multiple of the {len(on)} devices, got {config.batch_size}"
         )
-    if isinstance(dataset, Text) and config.model not in models.OF_TEXT:
+    if isinstance(dataset, Text | Names) and config.model not in models.OF_TEXT:
         raise SettingError(
             "model",
             f"{config.model} sees images, and {dataset.name} is text, for "

@@ -5,6 +5,7 @@ logits = trained.network(trained.inputs(images), train=False)
 """
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,13 +47,19 @@ class Trained(NamedTuple):
         return self.run.dataset.standardise(images, self.run.model.input_norm)
 
 
-def load(folder: Path, step: int | None = None, data_path: Path | None = None) -> Trained:
+def load(
+    folder: Path,
+    step: int | None = None,
+    data_path: Path | None = None,
+    run_of: Callable[..., Run] = run_of,
+) -> Trained:
     """Loads a network from the checkpoints of a seed.
 
     Args:
       folder: of the checkpoints, such as `runs/NAME/checkpoints/seed_0`.
       step: of the checkpoint; None for the newest. That of the best epoch is kept as well.
       data_path: where the data are that it was trained on, which standardise its inputs.
+      run_of: builds the run, as `run.run_of` does and as in training.
 
     Raises:
       CheckpointError: if there is no such checkpoint, or it is damaged.

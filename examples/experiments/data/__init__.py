@@ -1,9 +1,9 @@
 """The data sets of the examples, by name: in memory, or as a stream.
 
 `load` returns a `Dataset`, whose raw images are in memory, or for ImageNet a `Stream`, which
-decodes them in worker processes; a text is a `Text`, a `Dataset` of characters. Standardising
-pixels is part of the compiled step, as is the augmentation of small images (`data.augment`).
-Optional packages are imported on use.
+decodes them in worker processes; a text is a `Text`, a `Dataset` of characters, and names of
+people are `Names`. Standardising pixels is part of the compiled step, as is the augmentation of
+small images (`data.augment`). Optional packages are imported on use.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from experiments import names
 from . import small, text
 from .batches import batches
 from .dataset import Data, DataError, Dataset
+from .person_names import Names, person_names
 from .stream import Stream, imagenet
 from .text import Text
 
@@ -24,6 +25,7 @@ __all__ = [
     "Data",
     "DataError",
     "Dataset",
+    "Names",
     "Stream",
     "Text",
     "batches",
@@ -37,6 +39,7 @@ DATASETS: dict[str, Callable[[Path | None], Data]] = {
     "cifar10": partial(small.cifar, "cifar10"),
     "cifar100": partial(small.cifar, "cifar100"),
     "imagenet2012": imagenet,
+    "names": person_names,
     "python_reference": text.python_reference,
     "text": text.text_files,
 }
@@ -51,8 +54,8 @@ def load(name: str, folder: Path | None = None) -> Data:
     Args:
       name: of the data set.
       folder: with IDX files, with CIFAR's archives, with files of text, or with what
-        TensorFlow Datasets prepared, by default `~/tensorflow_datasets`. The digits and the
-        reference of Python take no folder.
+        TensorFlow Datasets prepared, by default `~/tensorflow_datasets`. The digits, the
+        names and the reference of Python take no folder.
 
     Raises:
       DataError: if there is no such data set, or it is missing, unreadable or invalid.

@@ -14,10 +14,11 @@ one), and its random state is, like the running statistics, in what `nnx.split(m
 nnx.Param, ...)` returns last. Without `train` nothing is dropped.
 
 The transformer is for text: it takes a shape (characters,) and as many classes as the alphabet has
-characters, and returns logits of shape (batch, characters, classes).
+characters, and returns logits of shape (batch, characters, classes). The LSTM is for names: it
+takes a shape (characters, alphabet).
 
 The ResNets have two forms, for images of 64 pixels and more the ImageNet one; see
-`models.resnet`. The VGGs need 32 pixels.
+`models.resnet`. The VGGs need 32 pixels, the vision transformers a multiple of their patches.
 """
 
 from collections.abc import Callable
@@ -25,16 +26,18 @@ from functools import partial
 
 from flax import nnx
 
+from experiments.models.lstm import LSTM
 from experiments.models.resnet import resnet10, resnet12, resnet18, resnet34, resnet50
 from experiments.models.small import ResNet, SmallVGG, SoftmaxRegression
 from experiments.models.transformer import Transformer
 from experiments.models.vgg import vgg11, vgg16, vgg16_bn, vgg19
+from experiments.models.vision_transformer import small_vit, vit_s16
 from experiments.models.wide_resnet import WideResNet
 
-__all__ = ["NETWORKS", "OF_TEXT", "ResNet", "SmallVGG", "SoftmaxRegression", "Transformer"]
+__all__ = ["LSTM", "NETWORKS", "OF_TEXT", "ResNet", "SmallVGG", "SoftmaxRegression", "Transformer"]
 
 # Those that read text; the others see images.
-OF_TEXT = {"transformer"}
+OF_TEXT = ("transformer", "lstm")
 
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "resnet": ResNet,
@@ -42,7 +45,9 @@ NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "narrow_resnet": partial(ResNet, widths=(8, 16, 32), stride=2),
     "narrow_vgg": partial(SmallVGG, widths=(8, 16, 32), depths=(1, 1, 2)),
     "softmax": SoftmaxRegression,
+    "small_vit": small_vit,
     "transformer": Transformer,
+    "lstm": LSTM,
     "ResNet-10": resnet10,
     "ResNet-12": resnet12,
     "ResNet-18": resnet18,
@@ -55,4 +60,5 @@ NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "VGG-16": vgg16,
     "VGG-19": vgg19,
     "VGG-16-BN": vgg16_bn,
+    "ViT-S-16": vit_s16,
 }
