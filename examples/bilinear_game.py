@@ -34,6 +34,8 @@ from experiments.report import markdown
 from experiments.settings import circumstances, read_json, shown_command, write_json
 from experiments.studies import games
 from experiments.studies.games import METHODS, Bilinear, Settings
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.ticker import MaxNLocator
 
 # The game is the same from every seed, which draws where the players begin and the batches.
 GAME_SEED = 0
@@ -149,10 +151,15 @@ def play(args: Namespace, settings: Settings, seeds: Sequence[int]) -> dict[str,
                 "gradients": method.gradients,
                 "predicted": method.rate(mean.a, settings),
                 "measured": [games.measured_rate(line, cycle) for line in batch],
-                "batch": batch[:, ::every].tolist(),
-                "stochastic": stochastic[:, ::every].tolist(),
+                "batch": rounded(batch[:, ::every]),
+                "stochastic": rounded(stochastic[:, ::every]),
             }
     return {"singular_values": svd(mean).tolist(), "every": every, "methods": measured}
+
+
+def rounded(distances: np.ndarray) -> list[list[float]]:
+    """Returns distances with four digits, which is all that a picture needs."""
+    return [[float(f"{distance:.3e}") for distance in line] for line in distances]
 
 
 def draw(seed: int, player: int, size: int) -> np.ndarray:
@@ -234,7 +241,8 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     """Draws the distances over the steps in both games, and the predicted rate over k and α."""
     title = (
         f"Bilinear game, learning rate {results['learning_rate']:g}; mean and range of "
-        f"{len(results['seeds'])} seeds; dotted: the predicted rate"
+        f"{len(results['seeds'])} seeds; dotted: the predicted rate. Right: + is what "
+        "was played, × the best; on the black line the factor is 1"
     )
     with figures.picture(path, (13, 4.4), title, dpi=100) as figure:
         batch, stochastic, radii = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
@@ -252,17 +260,20 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
                         steps - steps[len(mean) // 4]
                     )
                     axes.plot(steps, predicted, color="0.2", linestyle=":", linewidth=1, zorder=9)
-            axes.set(yscale="log", ylim=(1e-9, 1e3), xlabel="step")
+            axes.set(yscale="log", xlabel="step")
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         batch.set(title="All samples in each gradient", ylabel="distance to the equilibrium")
-        stochastic.set(title=f"{results['batch_size']} samples in each gradient")
-        stochastic.legend(fontsize=8, loc="lower left")
+        batch.set_ylim(1e-9, 1e3)
+        stochastic.set(title=f"{results['batch_size']} samples in each gradient", ylim=(1e-3, 1e3))
+        stochastic.legend(fontsize=8, loc="upper right")
         rates = rates_of(results)
-        mesh = radii.pcolormesh(
-            PERIODS, SIZES, rates, cmap="RdBu_r", vmin=2 - rates.max(), vmax=rates.max()
-        )
+        colours = TwoSlopeNorm(1.0, min(rates.min(), 0.999), max(rates.max(), 1.001))
+        mesh = radii.pcolormesh(PERIODS, SIZES, rates, cmap="RdBu_r", norm=colours)
         radii.contour(PERIODS, SIZES, rates, levels=[1.0], colors="black", linewidths=1)
         figure.colorbar(mesh, ax=radii)
         radii.plot(results["sync_period"][0], results["slow_step_size"][0], "k+", ms=10, mew=2)
+        size, period = np.unravel_index(rates.argmin(), rates.shape)
+        radii.plot(PERIODS[period], SIZES[size], "kx", ms=7, mew=1.5)
         radii.set(title="Lookahead's factor per step", xlabel="k", ylabel="α")
 
 
