@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from slrla_jax import lookahead, slow_params
 
-STEPS = 1000
+STEPS = 2000
 NOISE = 16
 PLAYERS = ("discriminator", "generator")  # In the order in which they step.
 
