@@ -8,42 +8,33 @@ ones and with an exponential moving average of the fast ones. Without data it ta
 digits. `--help` says what can be changed.
 """
 
-import base64
 import itertools
 import signal
 import sys
-import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 if __name__ == "__main__":  # Ctrl-C while the following imports take their seconds is no error.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from experiments import figures, flags, sweep
 from experiments.command_line import add_settings, add_sweep, program, seeds_of, sweep_options
-from experiments.config import Config, SettingError
-from experiments.data import Data, Dataset
+from experiments.config import Config
 from experiments.flags import Parser
-from experiments.optimizers import inner_of
 from experiments.records import Record
 from experiments.report import Column, by_seed, report
-from experiments.run import Run, run_of
-from experiments.signals import Stop
-from experiments.steps import Model, init_weights
-from experiments.studies import gan
-from experiments.studies.gan import GAN, NOISE, PLAYERS, Judge
-from experiments.studies.games import alternating
+from experiments.studies.gan import (
+    AROUND,
+    JUDGED,
+    SHOWN,
+    from_text,
+    run_of_players,
+    train_players,
+)
 from experiments.sweep import Entry, Results, Sweep, title_of
-from experiments.train import Epoch, OnStep, Stopped
-
-from slrla_jax import lookahead, multilayer_lookahead
 
 BASE = Config(
     model="gan",
@@ -56,17 +47,8 @@ BASE = Config(
     weight_decay=0.0,
     ema_decay=0.995,
 )
-# What stands around both players, whose steps are one of the inner transformation.
-AROUND: Mapping[str, Callable[[optax.GradientTransformation, Config], Any]] = {
-    "adam": lambda inner, config: inner,
-    "lookahead": lambda inner, config: lookahead(inner, config.sync_period, config.slow_step_size),
-    "multilayer_lookahead": lambda inner, config: multilayer_lookahead(
-        inner, config.sync_period, config.slow_step_size
-    ),
-}
 LABELS = {"adam": "Adam", "lookahead": "Lookahead", "multilayer_lookahead": "Nested Lookahead"}
-# Generated images that are judged, and those that are shown.
-JUDGED, SHOWN = 2_000, 6
+MOMENTS = 6  # Of a run, whose images are shown.
 
 
 def make_parser() -> Parser:
@@ -99,7 +81,7 @@ def make_parser() -> Parser:
         "--lr",
         dest="learning_rate",
         type=flags.listed(flags.positive),
-        default="0.0005,0.001,0.002",
+        default="0.001,0.002,0.004,0.008",
         metavar="LIST",
         help="learning rates of both players, comma-separated (default: %(default)s)",
     )
@@ -154,151 +136,119 @@ def entries_of(args: Namespace) -> list[Entry]:
     ]
 
 
-@dataclass(frozen=True)
-class GanRun(Run):
-    """A run of both players.
-
-    Attributes:
-      judge: which the generated images are judged by.
-      ema_decay: of the moving average of the generator's weights.
-    """
-
-    judge: Judge | None = None
-    ema_decay: float = 0.0
-
-    def flops_per_step(self) -> None:
-        """A step is not that of a classifier, whose operations are counted."""
+COLUMNS = (
+    Column("final", "distance", lower_is_better=True),
+    Column("best of the run", "best"),
+    Column("collapsed", "collapsed", "seeds"),
+    Column("classes", "classes", form=".1f"),
+    Column("fast weights", "fast_distance"),
+    Column("collapsed", "fast_collapsed", "seeds"),
+    Column("EMA", "average_distance"),
+    Column("collapsed", "average_collapsed", "seeds"),
+)
 
 
-@lru_cache(maxsize=1)  # All runs share one, and what is compiled for it.
-def model_of(dataset: Dataset) -> Model:
-    """Returns both players for the images of a data set."""
-    return Model(partial(GAN, int(np.prod(dataset.image_shape))), dataset, name="GAN")
-
-
-def run_of_players(config: Config, dataset: Data, *, shrink: int, **options: Any) -> GanRun:
-    """Builds a run of both players, one of whose steps takes a gradient of each.
-
-    Raises:
-      SettingError: if the data do not fit into memory, and as `run_of` does.
-    """
-    if not isinstance(dataset, Dataset) or dataset.unit != "images":
-        raise SettingError("dataset", f"must be images that fit into memory, got {dataset.name}")
-    dataset = gan.shrunk(dataset, shrink)
-    one = run_of(replace(config, model="softmax"), dataset, **options)
-    inner = alternating(inner_of(config)(one.stages.schedule), PLAYERS)
-    return GanRun(
-        **{field.name: getattr(one, field.name) for field in fields(Run)}
-        | {
-            "model": model_of(dataset),
-            "tx": AROUND[config.optimizer](inner, config),
-            "gradients_per_step": len(PLAYERS),
-            "judge": gan.judge_of(dataset),
-            "ema_decay": config.ema_decay,
-        }
+def note_of(results: Results) -> str:
+    """Says what the numbers are."""
+    judge = next(iter(results.runs.values())).judge
+    return (
+        f"Fréchet distance of {JUDGED:,} generated images from the test images, in features of a "
+        f"classifier that is right for {100 * judge.accuracy:.1f} % of these; for the training "
+        f"images it is {judge.floor:.3f}. Measured with the slow weights, where there are any; "
+        "then with the fast ones, and with an exponential moving average of the fast ones. "
+        "A run has collapsed if its last distance is more than twice its best, or not finite, or "
+        "if the classifier sees fewer than half of the classes in the last images; a class is seen "
+        "if it has a tenth of its share"
     )
 
 
-class Measured(NamedTuple):
-    """What is known of some weights at the end of an epoch."""
-
-    distance: float
-    classes: np.ndarray
-    images: np.ndarray
-
-
-def train_players(
-    run: GanRun, seeds: Sequence[int], *, stop: Stop, on_step: OnStep, **_: Any
-) -> Iterator[Epoch]:
-    """Trains both players from a seed.
-
-    Yields:
-      The epochs. Measures without a prefix are those of the slow weights, where there are any;
-      then `fast_` stands before those of the fast weights, and `average_` before those of the
-      moving average. The last record has `best`, the lowest distance of the run, and whether the
-      run has `collapsed`.
-    """
-    (seed,) = seeds
-    both, _ = init_weights(run.model, seed)
-    params = {player: both[player] for player in PLAYERS}
-    average = jax.tree.map(jnp.copy, params["generator"])  # The state is donated.
-    state = gan.State(params, average, run.tx.init(params))
-    images = jnp.asarray(gan.flat(run.dataset, run.dataset.train_images))
-    batches = run.dataset.train_batches(seed, run.batch_size)
-    key = jax.random.key(seed)
-    distances: dict[str, list[float]] = {}
-    for epoch in range(run.epochs + 1):
-        begin, end = run.end_of(max(epoch - 1, 0)), run.end_of(epoch)
-        started, losses = time.perf_counter(), {}
-        if epoch > 0:
-            chosen = np.stack(list(itertools.islice(batches, end - begin)))
-            state, losses = gan.take_steps(
-                run.model.graph,
-                run.tx,
-                run.ema_decay,
-                state,
-                images,
-                chosen,
-                jax.random.fold_in(key, epoch),
-            )
-            on_step(end, float(losses["discriminator"]))
-        seconds = time.perf_counter() - started
-        record: Record = {
-            "seed": seed,
-            "epoch": epoch,
-            "steps": end,
-            "gradients": end * run.gradients_per_step,
-            "learning_rate": run.learning_rate(end),
-            "stage": run.stages.stage_of(end),
-        }
-        if losses:
-            record["batch_loss"] = float(losses["discriminator"])
-            record["generator_loss"] = float(losses["generator"])
-        for prefix, weights in weights_of(run, state).items():
-            found = judged(run, weights)
-            distances.setdefault(prefix, []).append(found.distance)
-            record[f"{prefix}distance"] = found.distance
-            if epoch == run.epochs:
-                seen = gan.classes_seen(found.classes, run.dataset.classes)
-                along = distances[prefix][1:]
-                record[f"{prefix}classes"] = seen
-                record[f"{prefix}best"] = min(along)
-                record[f"{prefix}collapsed"] = int(
-                    gan.has_collapsed(along, seen, run.dataset.classes)
-                )
-            if prefix == "":
-                record["images"] = as_text(found.images[:SHOWN])
-        if epoch == run.epochs:
-            record |= {"floor": run.judge.floor, "judge_accuracy": run.judge.accuracy}
-        count = (end - begin) * run.batch_size
-        timing = {"seconds": seconds, "waited": 0.0, "images_per_second": count / seconds}
-        yield Epoch(record, timing, state)
-        if stop.requested and epoch < run.epochs:
-            message = f"stopped after {end} of {run.steps} steps"
-            raise Stopped(message, stop.number, saved=False)
+def report_of(results: Results) -> list[str]:
+    """Writes pictures and tables; returns the lines to print."""
+    if not results.runs:
+        return []
+    title = title_of(next(iter(results.runs.values())))
+    rates = sorted({run.stages.learning_rates[0] for run in results.runs.values()})
+    grid = [[n for n, r in results.runs.items() if r.stages.learning_rates[0] == q] for q in rates]
+    draw_distances(results, grid, title)
+    draw_images(results, grid, title)
+    pictures = ["gan.png", "images.png"]
+    return report(results, COLUMNS, note_of(results), pictures=pictures, compared=False)
 
 
-def weights_of(run: GanRun, state: gan.State) -> dict[str, Any]:
-    """Returns the params of both players that are judged, by the prefix of their measures."""
-    fast = state.params
-    weights = {"": fast}
-    if run.slow_params is not None:
-        weights = {"": run.slow_params(state.opt_state, fast), "fast_": fast}
-    return weights | {"average_": fast | {"generator": state.average}}
+def of(results: Results, label: str) -> list[Record]:
+    """Returns the records of an entry."""
+    return [record for record in results.records if record["optimizer"] == label]
 
 
-def judged(run: GanRun, params: Any) -> Measured:
-    """Judges the images that are made of the same noise in every run."""
-    noise = jax.random.normal(jax.random.key(0), (JUDGED, NOISE))
-    images = np.asarray(gan.generate(run.model.graph, params, noise))
-    return Measured(*run.judge.sees(images), images)
+def draw_distances(results: Results, grid: Sequence[Sequence[str]], title: str) -> None:
+    """Draws the distances over the steps, a panel for each learning rate."""
+    seeds = len({record["seed"] for record in results.records})
+    title = f"{title}; mean and range of {seeds} seed{'s' if seeds > 1 else ''}"
+    size = (4.4 * len(grid), 4.2)
+    with figures.picture(results.folder / "gan.png", size, title, dpi=100) as figure:
+        panels = figure.subplots(1, len(grid), sharey=True, squeeze=False)[0]
+        for axes, labels in zip(panels, grid, strict=True):
+            lines = {label.partition(",")[0]: (label, "distance") for label in labels}
+            lines |= {
+                f"EMA of {name}": (label, "average_distance")
+                for name, (label, _) in lines.items()
+                if name == "Adam"
+            }
+            for name, look in figures.styles(list(lines)):
+                label, measure = lines[name]
+                records = of(results, label)
+                values = by_seed(records, measure)[:, 1:]
+                steps = sorted({record["steps"] for record in records})[1:]
+                axes.plot(steps, values.mean(0), linewidth=1.8, **look)
+                band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+                axes.fill_between(steps, values.min(0), values.max(0), **band)
+            rate = results.runs[labels[0]].stages.learning_rates[0]
+            axes.set(title=f"Learning rate {rate:g}", xlabel="step", yscale="log")
+        panels[0].set_ylabel("Fréchet distance")
+        panels[-1].legend(fontsize=8)
 
 
-def as_text(images: np.ndarray) -> str:
-    """Returns images as base64 of a byte per pixel, as records hold them."""
-    return base64.b64encode(np.uint8(np.round(127.5 * (images + 1)))).decode()
+def draw_images(results: Results, grid: Sequence[Sequence[str]], title: str) -> None:
+    """Draws what the first seed generates from the same noise along each run; rows are moments."""
+    title = f"{title}; images of one seed along each run, from the same noise"
+    size = (2.6 * max(map(len, grid)) + 0.6, 2.7 * len(grid) + 0.4)
+    with figures.picture(results.folder / "images.png", size, title, dpi=100) as figure:
+        panels = figure.subplots(len(grid), max(map(len, grid)), squeeze=False)
+        for axes in panels.flat:
+            axes.set_axis_off()
+        for row, labels in zip(panels, grid, strict=True):
+            for axes, label in zip(row, labels, strict=False):
+                first, *_ = records = of(results, label)
+                moments = np.unique(np.linspace(0, results.runs[label].epochs, MOMENTS, dtype=int))
+                shown = [records[n] for n in moments if records[n]["seed"] == first["seed"]]
+                height, width, channels = results.runs[label].dataset.image_shape
+                images = np.stack([from_text(record["images"]) for record in shown])
+                images = images.reshape(len(shown), SHOWN, height, width, channels)
+                mosaic = images.transpose(0, 2, 1, 3, 4).reshape(len(shown) * height, -1, channels)
+                axes.set_axis_on()
+                axes.imshow(mosaic.squeeze(-1) if channels == 1 else mosaic, cmap="gray")
+                places = (np.arange(len(shown)) + 0.5) * height
+                axes.set_yticks(places, [f"{r['steps']:,}" for r in shown], fontsize=7)
+                axes.set_xticks([])
+                axes.set_title(label, fontsize=9, pad=4)
 
 
-def from_text(text: str) -> np.ndarray:
-    """Returns the images that `as_text` has written, of shape (SHOWN, pixels)."""
-    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(SHOWN, -1)
+@program(make_parser)
+def main(args: Namespace, parser: Parser) -> int:
+    """Runs the command line; returns the exit code."""
+    further = {"shrink": args.shrink}
+    asked = Sweep(
+        entries=entries_of(args),
+        seeds=seeds_of(args),
+        report=report_of,
+        further=further,
+        run_of=partial(run_of_players, **further),
+        train=train_players,
+        one_device=True,
+        **sweep_options(args, parser),
+    )
+    return sweep.run(asked)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

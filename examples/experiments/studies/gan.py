@@ -1,12 +1,14 @@
-"""A generative adversarial network of two small players, and how good and how varied its images are.
+"""A generative adversarial network of two small players, and a run of it.
 
-Images are flat, with pixels from −1 to 1. The distance of generated images from real ones is
-Fréchet's, between normal distributions of the features that a small classifier has of them; the
-classifier, the judge, is trained on the same data.
+Both players are one tree of params and step one after the other, and what stands around their steps
+is around both.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import base64
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -16,40 +18,44 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.config import SettingError
-from experiments.data import Dataset
+from experiments.config import Config, SettingError
+from experiments.data import Data, Dataset
+from experiments.optimizers import inner_of
+from experiments.records import Record
+from experiments.run import Run, run_of
+from experiments.signals import Stop
+from experiments.steps import Model, init_weights
+from experiments.studies.judge import (
+    MLP,
+    Judge,
+    classes_seen,
+    flat,
+    has_collapsed,
+    judge_of,
+    shrunk,
+)
+from experiments.studies.players import alternating
+from experiments.train import Epoch, OnStep, Stopped
+from slrla_jax import lookahead, multilayer_lookahead
 
-NOISE = 32
-WIDTH = 128
+NOISE, WIDTH = 32, 128
 PLAYERS = ("discriminator", "generator")  # In the order in which they step.
-
-# The judge: features, steps, images in a batch, and learning rate of Adam.
-FEATURES, JUDGE_STEPS, JUDGE_BATCH, JUDGE_RATE = 32, 3_000, 128, 1e-3
+# Generated images that are judged, and those that are kept to be shown.
+JUDGED, SHOWN = 2_000, 6
 
 Params = dict[str, Any]
 
+# What stands around both players, from the transformation that makes their steps.
+AROUND: Mapping[str, Callable[[optax.GradientTransformation, Config], Any]] = {
+    "adam": lambda inner, config: inner,
+    "lookahead": lambda inner, config: lookahead(inner, config.sync_period, config.slow_step_size),
+    "multilayer_lookahead": lambda inner, config: multilayer_lookahead(
+        inner, config.sync_period, config.slow_step_size
+    ),
+}
+
 
 # The players.
-
-
-class MLP(nnx.Module):
-    """Linear layers with leaky ReLUs between them."""
-
-    def __init__(self, widths: Sequence[int], *, rngs: nnx.Rngs):
-        self.layers = nnx.List(
-            nnx.Linear(inputs, outputs, rngs=rngs)
-            for inputs, outputs in zip(widths, widths[1:], strict=False)
-        )
-
-    def hidden(self, x: jax.Array) -> jax.Array:
-        """Inputs (batch, widths[0]) to the output of the last hidden layer."""
-        for layer in self.layers[:-1]:
-            x = nnx.leaky_relu(layer(x), 0.2)
-        return x
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Inputs (batch, widths[0]) to outputs (batch, widths[-1])."""
-        return self.layers[-1](self.hidden(x))
 
 
 class GAN(nnx.Module):
@@ -159,149 +165,143 @@ def take_steps(
     return state, jax.tree.map(jnp.mean, losses)
 
 
-# The images.
+# A run.
 
 
-@lru_cache(maxsize=1)  # All runs share one, and the judge that is trained on it.
-def shrunk(dataset: Dataset, by: int) -> Dataset:
-    """Returns the data set with images that are means over `by` × `by` pixels.
+@dataclass(frozen=True)
+class GanRun(Run):
+    """A run of both players.
+
+    Attributes:
+      judge: which the generated images are judged by.
+      ema_decay: of the moving average of the generator's weights.
+    """
+
+    judge: Judge | None = None
+    ema_decay: float = 0.0
+
+    def flops_per_step(self) -> None:
+        """A step is not that of a classifier, whose operations are counted."""
+
+
+@lru_cache(maxsize=1)  # All runs share one, and what is compiled for it.
+def model_of(dataset: Dataset) -> Model:
+    """Returns both players for the images of a data set."""
+    return Model(partial(GAN, int(np.prod(dataset.image_shape))), dataset, name="GAN")
+
+
+def run_of_players(config: Config, dataset: Data, *, shrink: int, **options: Any) -> GanRun:
+    """Builds a run of both players, one of whose steps takes a gradient of each.
 
     Raises:
-      SettingError: if height and width are not multiples of that.
+      SettingError: if the data do not fit into memory, and as `run_of` does.
     """
-    height, width, channels = dataset.image_shape
-    if height % by or width % by:
-        raise SettingError("shrink", f"must divide {height} × {width} pixels, got {by}")
-
-    def mean(images: np.ndarray) -> np.ndarray:
-        blocks = images.reshape(len(images), height // by, by, width // by, by, channels)
-        return blocks.mean(axis=(2, 4), dtype=np.float32)
-
-    return replace(
-        dataset,
-        train_images=mean(dataset.train_images),
-        test_images=mean(dataset.test_images),
+    if not isinstance(dataset, Dataset) or dataset.unit != "images":
+        raise SettingError("dataset", f"must be images that fit into memory, got {dataset.name}")
+    dataset = shrunk(dataset, shrink)
+    one = run_of(replace(config, model="softmax"), dataset, **options)
+    inner = alternating(inner_of(config)(one.stages.schedule), PLAYERS)
+    return GanRun(
+        **{field.name: getattr(one, field.name) for field in fields(Run)}
+        | {
+            "model": model_of(dataset),
+            "tx": AROUND[config.optimizer](inner, config),
+            "gradients_per_step": len(PLAYERS),
+            "judge": judge_of(dataset),
+            "ema_decay": config.ema_decay,
+        }
     )
 
 
-def flat(dataset: Dataset, images: np.ndarray) -> np.ndarray:
-    """Returns images as the players see them: float32 of shape (images, pixels), from −1 to 1."""
-    return np.float32(2 * (images.reshape(len(images), -1) / np.float32(dataset.white)) - 1)
+def train_players(
+    run: GanRun, seeds: Sequence[int], *, stop: Stop, on_step: OnStep, **_: Any
+) -> Iterator[Epoch]:
+    """Trains both players from a seed.
 
-
-# The judge, and the distance.
-
-
-class Moments(NamedTuple):
-    """Mean and covariance of features, in float64, of shape (features,) and its square."""
-
-    mean: np.ndarray
-    covariance: np.ndarray
-
-
-def moments(features: np.ndarray) -> Moments:
-    """Returns the moments of features of shape (examples, features)."""
-    features = np.float64(features)
-    return Moments(features.mean(0), np.cov(features, rowvar=False))
-
-
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """Returns the squared 2-Wasserstein distance between the normal distributions.
-
-        ‖μ_a − μ_b‖² + tr(C_a + C_b − 2 (C_a^½ C_b C_a^½)^½)
-
-    Infinite if the moments are not finite. Dowson and Landau, The Fréchet distance between
-    multivariate normal distributions, 1982; with features of images Heusel et al.,
-    https://arxiv.org/abs/1706.08500, 2017.
+    Yields:
+      The epochs. Measures without a prefix are those of the slow weights, where there are any;
+      then `fast_` stands before those of the fast weights, and `average_` before those of the
+      moving average. The last record has `best`, the lowest distance of the run after a step, and
+      whether the run has `collapsed`.
     """
-    if not all(np.isfinite(part).all() for part in (*a, *b)):
-        return float("inf")
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    overlap = np.linalg.eigvalsh(root @ b.covariance @ root)
-    apart = np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance) + np.trace(b.covariance)
-    return float(max(apart - 2 * np.sqrt(np.maximum(overlap, 0)).sum(), 0.0))
+    (seed,) = seeds
+    state = begin(run, seed)
+    images = jnp.asarray(flat(run.dataset, run.dataset.train_images))
+    batches = run.dataset.train_batches(seed, run.batch_size)
+    distances: dict[str, list[float]] = {}
+    for epoch in range(run.epochs + 1):
+        started, end, losses = time.perf_counter(), run.end_of(epoch), {}
+        count = end - run.end_of(epoch - 1) if epoch else 0
+        if count:
+            chosen = np.stack(list(itertools.islice(batches, count)))
+            key = jax.random.fold_in(jax.random.key(seed), epoch)
+            state, means = take_steps(
+                run.model.graph, run.tx, run.ema_decay, state, images, chosen, key
+            )
+            losses = {
+                "batch_loss": float(means["discriminator"]),
+                "generator_loss": float(means["generator"]),
+            }
+            on_step(end, losses["batch_loss"])
+        seconds = time.perf_counter() - started
+        record: Record = {
+            "seed": seed,
+            "epoch": epoch,
+            "steps": end,
+            "gradients": end * run.gradients_per_step,
+            "learning_rate": run.learning_rate(end),
+            "stage": run.stages.stage_of(end),
+            **losses,
+        }
+        for prefix, weights in weights_of(run, state).items():
+            made = np.asarray(generate(run.model.graph, weights, noise_of_the_judge()))
+            distance, classes = run.judge.sees(made)
+            along = distances.setdefault(prefix, [])
+            record[f"{prefix}distance"] = distance
+            if prefix == "":
+                record["images"] = as_text(made[:SHOWN])
+            if epoch > 0:
+                along.append(distance)
+            if epoch == run.epochs:
+                seen = classes_seen(classes, run.dataset.classes)
+                record[f"{prefix}classes"] = seen
+                record[f"{prefix}best"] = min(along)
+                record[f"{prefix}collapsed"] = int(has_collapsed(along, seen, run.dataset.classes))
+        speed = count * run.batch_size / seconds
+        yield Epoch(record, {"seconds": seconds, "images_per_second": speed}, state)
+        if stop.requested and epoch < run.epochs:
+            message = f"stopped after {end} of {run.steps} steps"
+            raise Stopped(message, stop.number, saved=False)
 
 
-@dataclass(frozen=True, eq=False)
-class Judge:
-    """A classifier that generated images are judged by.
-
-    Attributes:
-      graph: of the network.
-      params: its weights.
-      real: moments of the features of the test images.
-      accuracy: the fraction of the test images that it classifies correctly.
-      floor: the distance of the training images from the test images.
-    """
-
-    graph: nnx.GraphDef
-    params: Any
-    real: Moments
-    accuracy: float
-    floor: float
-
-    def sees(self, images: np.ndarray) -> tuple[float, np.ndarray]:
-        """Returns the distance of images from the real ones, and the class of each."""
-        features, logits = _seen(self.graph, self.params, images)
-        return frechet_distance(moments(features), self.real), np.argmax(logits, axis=1)
+def begin(run: GanRun, seed: int) -> State:
+    """Returns the state before the first step."""
+    both, _ = init_weights(run.model, seed)
+    params = {player: both[player] for player in PLAYERS}
+    average = jax.tree.map(jnp.copy, params["generator"])  # The state is donated.
+    return State(params, average, run.tx.init(params))
 
 
-@lru_cache(maxsize=1)  # All runs have the same judge.
-def judge_of(dataset: Dataset) -> Judge:
-    """Trains the judge of a data set, which is a function of the data alone."""
-    images, labels = flat(dataset, dataset.train_images), dataset.train_labels
-    widths = (images.shape[1], WIDTH, FEATURES, dataset.classes)
-    graph, params = nnx.split(MLP(widths, rngs=nnx.Rngs(0)))
-    tx = optax.adam(JUDGE_RATE)
-
-    def loss(params: Any, batch: jax.Array) -> jax.Array:
-        logits = nnx.merge(graph, params, copy=True)(jnp.asarray(images)[batch])
-        targets = jnp.asarray(labels)[batch]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
-
-    def step(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], None]:
-        params, state = carry
-        batch = jax.random.randint(key, (JUDGE_BATCH,), 0, len(images))
-        updates, state = tx.update(jax.grad(loss)(params, batch), state)
-        return (optax.apply_updates(params, updates), state), None
-
-    params = nnx.as_pure(params)
-    keys = jax.random.split(jax.random.key(0), JUDGE_STEPS)
-    (params, _), _ = jax.jit(partial(jax.lax.scan, step))((params, tx.init(params)), keys)
-
-    train, _ = _seen(graph, params, images)
-    test, logits = _seen(graph, params, flat(dataset, dataset.test_images))
-    accuracy = float(np.mean(logits.argmax(1) == dataset.test_labels))
-    real = moments(test)
-    return Judge(graph, params, real, accuracy, frechet_distance(moments(train), real))
+def weights_of(run: GanRun, state: State) -> dict[str, Any]:
+    """Returns the params of both players that are judged, by the prefix of their measures."""
+    fast = state.params
+    weights = {"": fast}
+    if run.slow_params is not None:
+        weights = {"": run.slow_params(state.opt_state, fast), "fast_": fast}
+    return weights | {"average_": fast | {"generator": state.average}}
 
 
-@partial(jax.jit, static_argnums=0)
-def _seen(graph: nnx.GraphDef, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns features and logits of images."""
-    network = nnx.merge(graph, params, copy=True)
-    hidden = network.hidden(images)
-    return hidden, network.layers[-1](hidden)
+def noise_of_the_judge() -> jax.Array:
+    """Returns the noise of the images that are judged, which is the same in every run."""
+    return jax.random.normal(jax.random.key(0), (JUDGED, NOISE))
 
 
-def classes_seen(classes: np.ndarray, number: int) -> int:
-    """Returns how many of the classes have at least a tenth of their share."""
-    counts = np.bincount(classes, minlength=number)
-    return int(np.sum(counts >= len(classes) / number / 10))
+def as_text(images: np.ndarray) -> str:
+    """Returns images as base64 of a byte per pixel, as records hold them; black for no number."""
+    pixels = np.round(127.5 * (np.nan_to_num(images, nan=-1.0) + 1))
+    return base64.b64encode(np.uint8(pixels)).decode()
 
 
-def has_collapsed(distances: Sequence[float], seen: int, number: int) -> bool:
-    """Says whether a run has collapsed.
-
-    Args:
-      distances: along the run.
-      seen: how many classes there are in its last images.
-      number: how many there are in the data.
-
-    Returns:
-      Whether the last distance is not finite, or more than twice the best of the run, or fewer
-      than half of the classes are seen.
-    """
-    best, last = min(distances), distances[-1]
-    return not np.isfinite(last) or last > 2 * best or seen < number / 2
+def from_text(text: str) -> np.ndarray:
+    """Returns the images that `as_text` has written, of shape (SHOWN, pixels)."""
+    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(SHOWN, -1)
