@@ -264,7 +264,8 @@ def distances(
     tx, whole = method.make(settings), games.mean()
 
     def distance(w: Weights) -> jax.Array:
-        return optax.global_norm(jax.tree.map(jnp.subtract, w, equilibrium))
+        apart = [w[player] - equilibrium[player] for player in ("x", "y")]
+        return jnp.linalg.norm(jnp.concatenate(apart))
 
     def step(carry: tuple[Weights, Any], key: jax.Array) -> tuple[tuple[Weights, Any], jax.Array]:
         w, state = carry
