@@ -244,7 +244,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
         f"{len(results['seeds'])} seeds; dotted: the predicted rate. Right: + is what "
         "was played, × the best; on the black line the factor is 1"
     )
-    with figures.picture(path, (13, 4.4), title, dpi=100) as figure:
+    with figures.picture(path, (13, 4.4), title, dpi=90) as figure:
         batch, stochastic, radii = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
         for axes, name in ((batch, "batch"), (stochastic, "stochastic")):
             for label, look in figures.styles(list(results["methods"])):
@@ -261,7 +261,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
                     )
                     axes.plot(steps, predicted, color="0.2", linestyle=":", linewidth=1, zorder=9)
             axes.set(yscale="log", xlabel="step")
-            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         batch.set(title="All samples in each gradient", ylabel="distance to the equilibrium")
         batch.set_ylim(1e-9, 1e3)
         stochastic.set(title=f"{results['batch_size']} samples in each gradient", ylim=(1e-3, 1e3))

@@ -276,7 +276,7 @@ def train_players(
 
 def begin(run: GanRun, seed: int) -> State:
     """Returns the state before the first step."""
-    both, _ = init_weights(run.model, seed)
+    both, _ = jax.jit(init_weights, static_argnums=0)(run.model, seed)
     params = {player: both[player] for player in PLAYERS}
     average = jax.tree.map(jnp.copy, params["generator"])  # The state is donated.
     return State(params, average, run.tx.init(params))

@@ -18,6 +18,7 @@ from flax import nnx
 
 from experiments.config import SettingError
 from experiments.data import Dataset
+from experiments.steps import Model, init_weights
 
 # The classifier's hidden layer and its features; its steps, images in a batch and learning rate.
 HIDDEN, FEATURES = 128, 32
@@ -139,7 +140,8 @@ def judge_of(dataset: Dataset) -> Judge:
     """Trains the judge of a data set, which is a function of the data alone."""
     images, labels = flat(dataset, dataset.train_images), dataset.train_labels
     widths = (images.shape[1], HIDDEN, FEATURES, dataset.classes)
-    graph, params = nnx.split(MLP(widths, rngs=nnx.Rngs(0)))
+    model = Model(partial(MLP, widths), dataset)
+    graph, (params, _) = model.graph, jax.jit(init_weights, static_argnums=0)(model, 0)
     tx = optax.adam(LEARNING_RATE)
 
     def loss(params: Any, batch: jax.Array) -> jax.Array:
@@ -153,7 +155,6 @@ def judge_of(dataset: Dataset) -> Judge:
         updates, state = tx.update(jax.grad(loss)(params, batch), state)
         return (optax.apply_updates(params, updates), state), None
 
-    params = nnx.as_pure(params)
     keys = jax.random.split(jax.random.key(0), STEPS)
     (params, _), _ = jax.jit(partial(jax.lax.scan, step))((params, tx.init(params)), keys)
 
