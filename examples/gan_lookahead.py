@@ -2,8 +2,8 @@
 
     python examples/gan_lookahead.py
 
-10 s (9 s of CPU time) on two cores of an Intel Xeon at 2.5 GHz, shared with other work: of the 597
-test images 80.0 % are classified correctly by the nearest of 2,000 generated digits, for one seed.
+20 s (17 s of CPU time) on two cores shared with other work: the nearest of 2,000 generated digits
+has the label of 90.5 % (one Lookahead) and 89.1 % (two) of the 597 test images, for one seed.
 """
 
 from functools import partial

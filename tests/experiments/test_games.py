@@ -318,7 +318,7 @@ def test_images_in_records():
 
 
 def test_a_step_of_both_players_and_of_what_is_around():
-    """Against the loops: the discriminator, then the generator, and every second time both back."""
+    """Against the loops: the discriminator, then the generator, and the second time both back."""
     graph, shapes = nnx.split(nnx.eval_shape(lambda: gan.GAN(4, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(0)
     params = {
@@ -328,7 +328,7 @@ def test_a_step_of_both_players_and_of_what_is_around():
         for player in gan.PLAYERS
     }
     images = jnp.float32(rng.uniform(-1, 1, (10, 4)))
-    batches, key = np.arange(9).reshape(3, 3), jax.random.key(1)
+    batches, key = np.arange(6).reshape(2, 3), jax.random.key(1)
     adam = optax.adam(0.01, b1=0.0)
 
     def loss(own, player, params, batch, noise):
@@ -343,7 +343,7 @@ def test_a_step_of_both_players_and_of_what_is_around():
     def loops(v):
         theta, average, losses = v, v["generator"], []
         states = {player: adam.init(v[player]) for player in v}
-        for n, k in enumerate(jax.random.split(key, 3)):
+        for n, k in enumerate(jax.random.split(key, 2)):
             noise = jax.random.normal(k, (3, gan.NOISE))
             for player in gan.PLAYERS:
                 grad = jax.value_and_grad(loss)
@@ -352,19 +352,18 @@ def test_a_step_of_both_players_and_of_what_is_around():
                 updates, states[player] = adam.update(gradients, states[player])
                 v = v | {player: optax.apply_updates(v[player], updates)}
             if n == 1:
-                v = theta = jax.tree.map(lambda s, x: s + 0.5 * (x - s), theta, v)
+                v = jax.tree.map(lambda s, x: s + 0.5 * (x - s), theta, v)
             average = jax.tree.map(lambda a, g: 0.9 * a + 0.1 * g, average, v["generator"])
-        return v, theta, average, sum(losses) / 3
+        return v, average, sum(losses) / 2
 
-    fast, slow, average, loss_of_the_discriminator = loops(params)
+    after_a_sync, average, loss_of_the_discriminator = loops(params)
     tx = slrla_jax.lookahead(players.alternating(adam, gan.PLAYERS), 2, 0.5)
     state = gan.State(*jax.tree.map(jnp.copy, (params, params["generator"])), tx.init(params))
     state, means = gan.take_steps(graph, tx, 0.9, state, images, batches, key)
     close = partial(optax.tree.allclose, rtol=1e-4, atol=1e-5)
-    assert close(state.params, fast)
-    assert close(slrla_jax.slow_params(state.opt_state, state.params), slow)
+    assert close(state.params, after_a_sync)
     assert close(state.average, average)
-    assert not close(state.params, slow)
+    assert not close(state.average, state.params["generator"])
     np.testing.assert_allclose(means["discriminator"], loss_of_the_discriminator, rtol=1e-4)
 
 
