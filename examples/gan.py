@@ -48,7 +48,8 @@ BASE = Config(
     ema_decay=0.995,
 )
 LABELS = {"adam": "Adam", "lookahead": "Lookahead", "multilayer_lookahead": "Nested Lookahead"}
-MOMENTS = 6  # Of a run, whose images are shown.
+MOMENTS = 5  # Of a run, whose images are shown.
+GREYS = 16  # So many are enough, and a picture of them is a small file.
 
 
 def make_parser() -> Parser:
@@ -184,7 +185,7 @@ def draw_distances(results: Results, grid: Sequence[Sequence[str]], title: str) 
     """Draws the distances over the steps, a panel for each learning rate."""
     seeds = len({record["seed"] for record in results.records})
     title = f"{title}; mean and range of {seeds} seed{'s' if seeds > 1 else ''}"
-    size = (4.4 * len(grid), 4.2)
+    size = (max(3.6 * len(grid), 6), 4.2)
     with figures.picture(results.folder / "gan.png", size, title, dpi=100) as figure:
         panels = figure.subplots(1, len(grid), sharey=True, squeeze=False)[0]
         for axes, labels in zip(panels, grid, strict=True):
@@ -211,22 +212,24 @@ def draw_distances(results: Results, grid: Sequence[Sequence[str]], title: str) 
 def draw_images(results: Results, grid: Sequence[Sequence[str]], title: str) -> None:
     """Draws what the first seed generates from the same noise along each run; rows are moments."""
     title = f"{title}; images of one seed along each run, from the same noise"
-    size = (2.6 * max(map(len, grid)) + 0.6, 2.7 * len(grid) + 0.4)
-    with figures.picture(results.folder / "images.png", size, title, dpi=100) as figure:
+    size = (2.6 * max(map(len, grid)) + 0.6, 2.3 * len(grid) + 0.4)
+    with figures.picture(results.folder / "images.png", size, title, dpi=80) as figure:
         panels = figure.subplots(len(grid), max(map(len, grid)), squeeze=False)
         for axes in panels.flat:
             axes.set_axis_off()
         for row, labels in zip(panels, grid, strict=True):
             for axes, label in zip(row, labels, strict=False):
                 first, *_ = records = of(results, label)
-                moments = np.unique(np.linspace(0, results.runs[label].epochs, MOMENTS, dtype=int))
+                moments = np.unique(np.linspace(1, results.runs[label].epochs, MOMENTS, dtype=int))
                 shown = [records[n] for n in moments if records[n]["seed"] == first["seed"]]
                 height, width, channels = results.runs[label].dataset.image_shape
                 images = np.stack([from_text(record["images"]) for record in shown])
+                images = images // (256 // GREYS) * (255 // (GREYS - 1))
                 images = images.reshape(len(shown), SHOWN, height, width, channels)
                 mosaic = images.transpose(0, 2, 1, 3, 4).reshape(len(shown) * height, -1, channels)
                 axes.set_axis_on()
-                axes.imshow(mosaic.squeeze(-1) if channels == 1 else mosaic, cmap="gray")
+                mosaic = mosaic.squeeze(-1) if channels == 1 else mosaic
+                axes.imshow(mosaic, cmap="gray", interpolation="nearest")
                 places = (np.arange(len(shown)) + 0.5) * height
                 axes.set_yticks(places, [f"{r['steps']:,}" for r in shown], fontsize=7)
                 axes.set_xticks([])
