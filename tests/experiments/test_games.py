@@ -23,6 +23,7 @@ from x64 import enable_x64
 import slrla_jax
 
 SETTINGS = games.Settings(0.2, (5, 4), (0.5, 0.6))
+STEPS = 1_000  # The same in all tests, which then share what is compiled.
 
 
 def product(w, _=0):
@@ -101,7 +102,7 @@ def test_every_method_follows_its_matrix(game, name):
     """The distances at syncs are those of powers of the matrix, and so is the rate."""
     _, mean, equilibrium, starts = game
     method = METHODS[name]
-    found = distances(game, method, steps=1_000)
+    found = distances(game, method, STEPS)
     periods, sizes = (x[: method.layers] for x in SETTINGS[1:])
     step = method.matrix(mean.a, SETTINGS.learning_rate)
     cycle, length = games.cycle_matrix(step, periods, sizes), int(np.prod(periods, dtype=int))
@@ -149,12 +150,12 @@ def test_rates_over_k_and_alpha_are_spectral_radii():
 def test_batches_are_random_and_without_noise_the_whole_game(game):
     _, mean, equilibrium, starts = game
     method = METHODS["lookahead"]
-    noisy = distances(game, method, 20, batch_size=2)
-    whole = distances(game, method, 20)
-    assert not np.allclose(noisy, whole, rtol=1e-3)
+    noisy = distances(game, method, STEPS, batch_size=2)
+    whole = distances(game, method, STEPS)
+    assert not np.allclose(noisy[:, :20], whole[:, :20], rtol=1e-3)
     same = games.Bilinear(*(np.stack(4 * [part]) for part in mean))
-    exact = distances((same, mean, equilibrium, starts), method, 20, batch_size=2)
-    np.testing.assert_allclose(exact, whole, rtol=1e-12)
+    exact = distances((same, mean, equilibrium, starts), method, STEPS, batch_size=2)
+    np.testing.assert_allclose(exact[:, :20], whole[:, :20], rtol=1e-12)
 
 
 def test_a_rate_is_measured_above_the_floor_and_below_infinity():
@@ -201,6 +202,7 @@ def test_the_bilinear_game_from_the_command_line(here, monkeypatch, capsys):
 
     # What is there is shown again, and not played again; another game is refused.
     monkeypatch.setattr(bilinear_game, "play", None)
+    monkeypatch.setattr(bilinear_game, "plot", lambda results, path: None)
     assert bilinear_game.main([*TINY_GAME, "--resume"]) == 0
     assert json.loads((folder / "results.json").read_text()) == results
     assert bilinear_game.main([*TINY_GAME, "--resume", "--lr", "0.3"]) == 1
@@ -370,12 +372,11 @@ def test_a_step_of_both_players_and_of_what_is_around():
 TINY_GAN = "--epochs 2 --epoch_steps 3 --seeds 2 --lr 0.01 --optimizers lookahead --k 2,2"
 
 
-def test_the_gan_from_the_command_line(here, monkeypatch, capsys):
+def test_the_gan_from_the_command_line(here, monkeypatch):
     monkeypatch.setattr(judge, "STEPS", 40)
     monkeypatch.setattr(gan, "JUDGED", 100)
     judge.judge_of.cache_clear()
-    flags = [*TINY_GAN.split(), "--name", "mine"]
-    assert program.main(flags) == 0
+    assert program.main([*TINY_GAN.split(), "--name", "mine"]) == 0
     folder = here / "runs/mine"
     assert {file.name for file in folder.iterdir()} == {
         *("gan.png", "images.png", "metrics.jsonl", "results.json", "settings.json", "table.md")
@@ -399,9 +400,6 @@ def test_the_gan_from_the_command_line(here, monkeypatch, capsys):
     assert f" {sum(records[n]['collapsed'] for n in (2, 5))} of 2 |" in row
     for name in ("gan.png", "images.png"):
         assert matplotlib.image.imread(folder / name).std() > 0.05
-    capsys.readouterr()
-    assert program.main([*flags, "--resume"]) == 0
-    assert capsys.readouterr().out.count("done before") == 2
     judge.judge_of.cache_clear()
 
 
