@@ -75,7 +75,13 @@ def make_parser() -> Parser:
         help="samples that a stochastic gradient is the mean of (default: %(default)s)",
     )
     add = parser.add_argument_group("players").add_argument
-    add("--steps", type=flags.count, default=4_000, metavar="N", help="(default: %(default)s)")
+    add(
+        "--steps",
+        type=flags.count,
+        default=4_000,
+        metavar="N",
+        help="steps of both players (default: %(default)s)",
+    )
     add(
         "--lr",
         dest="learning_rate",
