@@ -186,17 +186,8 @@ def rates_of(results: Mapping[str, Any]) -> np.ndarray:
 
 def page(results: Mapping[str, Any]) -> str:
     """Returns the table and what one has to know to read it, in Markdown."""
-    rows = [
-        (
-            "",
-            "gradients per step",
-            "predicted factor",
-            "measured",
-            "factor per gradient",
-            "distance at the end",
-            "from batches",
-        )
-    ]
+    factors = ("predicted factor", "measured", "factor per gradient")
+    rows = [("", "gradients per step", *factors, "distance at the end", "from batches")]
     for label, method in results["methods"].items():
         predicted, gradients = method["predicted"], method["gradients"]
         batch, stochastic = (np.array(method[name])[:, -1] for name in ("batch", "stochastic"))
@@ -262,9 +253,8 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
                 band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
                 axes.fill_between(steps, lines.min(0), lines.max(0), **band)
                 if name == "batch":
-                    predicted = mean[len(mean) // 4] * method["predicted"] ** (
-                        steps - steps[len(mean) // 4]
-                    )
+                    n = len(steps) // 4  # The line goes through this point.
+                    predicted = mean[n] * method["predicted"] ** (steps - steps[n])
                     axes.plot(steps, predicted, color="0.2", linestyle=":", linewidth=1, zorder=9)
             axes.set(yscale="log", xlabel="step")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -287,8 +277,8 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
 def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
     settings, seeds = settings_of(args), seeds_of(args)
-    otherwise = "bilinear_game"
-    with run_folder(args.root, args.exp_name, otherwise=otherwise, resume=args.resume) as folder:
+    where = run_folder(args.root, args.exp_name, otherwise="bilinear_game", resume=args.resume)
+    with where as folder:
         names = ("size", "samples", "noise", "batch_size", "steps")
         asked = {
             **{name: getattr(args, name) for name in names},
