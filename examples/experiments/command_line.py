@@ -144,7 +144,12 @@ def add_settings(parser: Parser, title: str, base: Config, **named: str) -> None
 
 
 def add_sweep(
-    parser: Parser, *, seeds: int = 1, name: str = "--exp_name", always_resumes: bool = False
+    parser: Parser,
+    *,
+    seeds: int = 1,
+    name: str = "--exp_name",
+    always_resumes: bool = False,
+    data: bool = True,
 ) -> None:
     """Adds the flags of data, seeds and output that all programs have.
 
@@ -153,8 +158,10 @@ def add_sweep(
       seeds: how many by default.
       name: the flag of the folder's name.
       always_resumes: whether the program resumes without being told, and has no flag for it.
+      data: whether the program reads data.
     """
-    add = parser.add_argument_group("seeds, data files and output").add_argument
+    title = "seeds, data files and output" if data else "seeds and output"
+    add = parser.add_argument_group(title).add_argument
     add(
         "--seeds",
         type=flags.count,
@@ -162,12 +169,13 @@ def add_sweep(
         metavar="N",
         help="number of seeds to train from (default: %(default)s)",
     )
-    add(
-        "--data_path",
-        type=Path,
-        metavar="DIR",
-        help="folder of the data set's files; see examples/README.md",
-    )
+    if data:
+        add(
+            "--data_path",
+            type=Path,
+            metavar="DIR",
+            help="folder of the data set's files; see examples/README.md",
+        )
     add(
         "--root",
         type=Path,

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.devices import flops_per_step
 from experiments.run import Run
 from experiments.train import Epoch
 
@@ -59,7 +58,7 @@ class Log:
           measure: measures the network after the last epoch, for its record.
         """
         before = {(r["seed"], r["epoch"]): r for r in self.of(run.label, seeds)}
-        flops, began, first = flops_per_step(run.model, run.tx, run.batch_size), time.time(), True
+        flops, began, first = run.flops_per_step(), time.time(), True
 
         def write(epoch: Epoch) -> Record:
             nonlocal began, first

@@ -26,7 +26,8 @@ class Column(NamedTuple):
     Attributes:
       header: its name.
       measure: the field of the records.
-      when: `final`, after the last epoch, or `best`, after each seed's best.
+      when: `final`, after the last epoch; `best`, after each seed's best; or `seeds`, from how
+        many seeds it holds after the last.
       form: how a number is written.
       lower_is_better: whether it is a loss or a cost.
     """
@@ -231,7 +232,11 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def cell(entry: Mapping[str, Any], column: Column) -> str:
     """Returns mean ± standard deviation, or a dash where there is no number."""
-    found = entry["measured"].get(column.measure, {}).get(column.when)
+    measured = entry["measured"].get(column.measure, {})
+    if measured and column.when == "seeds":
+        holds = measured["final"]["by_seed"]
+        return f"{sum(map(bool, holds))} of {len(holds)}"
+    found = measured.get(column.when)
     if found is None or not np.isfinite(found["mean"]):
         return "–"
     mean = f"{found['mean']:{column.form}}"

@@ -88,6 +88,10 @@ class Run:
         """Says whether an epoch ends with an evaluation."""
         return epoch % self.eval_every == 0 or epoch == self.epochs
 
+    def flops_per_step(self) -> float | None:
+        """Returns the floating-point operations of a step, or None where they are not known."""
+        return devices.flops_per_step(self.model, self.tx, self.batch_size)
+
 
 def run_of(
     config: Config,

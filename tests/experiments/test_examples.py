@@ -31,7 +31,7 @@ import slrla_jax
 EXAMPLES = Path(compare.__file__).parent
 PACKAGE = Path(slrla_jax.__file__).parent.parent
 PROGRAMS = (
-    *("ablations", "compare", "example_cifar", "main"),
+    *("ablations", "bilinear_game", "compare", "example_cifar", "gan", "main"),
     *("noisy_weights", "reproduce", "sequential", "sharpness"),
     *("fine_tuning", "text_classifier"),
 )

@@ -28,6 +28,7 @@ LESSONS = {
     "data_parallel": (95, 1),
     "checkpoints": (93, 1),
     "linen_train_state": (96, 1),
+    "gan_lookahead": (80, 2),
 }
 ALLOWED = {"slrla_jax", "optax", "flax", "jax", "numpy", "sklearn"}
 
@@ -132,6 +133,17 @@ def test_slow_weights_are_others_than_fast_ones_in_mid_cycle(run):
         pairs = re.findall(r"([\d.]+)% with the fast weights, ([\d.]+)%", run(name)[0])
         assert len(pairs) == 8
         assert sum(fast != slow for fast, slow in pairs) >= 3
+
+
+def test_one_lookahead_and_two_differ_in_alternating_steps_alone(run):
+    """At the first sync only the generator's last gradient is another."""
+    lines = run("gan_lookahead")[0].splitlines()[:2]
+    apart = re.compile(r"(\w+), .* discriminators (\S+), generators (\S+) apart")
+    (one, *same), (other, discriminators, generators) = (apart.fullmatch(x).groups() for x in lines)
+    assert (one, other) == ("simultaneous", "alternating")
+    assert same == ["0", "0"]
+    assert discriminators == "0"
+    assert 0 < float(generators) < 0.1
 
 
 def test_stages_anchor_at_the_weights_that_they_begin_with():
