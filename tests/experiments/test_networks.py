@@ -71,7 +71,13 @@ def abstract(name, image_shape=CIFAR, classes=10, **settings):
         ("ResNet-34", IMAGENET, 1000, 21_797_672),
         ("ResNet-50", IMAGENET, 1000, 25_557_032),
         ("VGG-16", IMAGENET, 1000, 138_357_544),
+        ("ViT-S-16", IMAGENET, 1000, 22_050_664),
         ("softmax", (8, 8, 1), 10, 650),
+        # In each of four blocks 12·32² + 13·32, in the last norm 64 and in the head 330; then the
+        # embedding of a patch, and positions of 16 patches or of 49 and of the class token, which
+        # is 32 more:
+        ("small_vit", (8, 8, 1), 10, 51_946),
+        ("small_vit", (28, 28, 1), 10, 53_386),
         # Of 3×3·1·16 + 32, 2·(3×3·16·16) + 64, 3×3·16·32 + 3×3·32·32 + 128 + 16·32 and 330:
         ("resnet", (8, 8, 1), 10, 19_642),
         # Of 3×3·16·(1 + 16) + 64, 3×3·32·(16 + 32) + 128 and 330:
@@ -151,7 +157,7 @@ def test_find(name, found):
 
 @pytest.mark.parametrize("name", ["ResNet-20", "", "resnet 18"])
 def test_find_names_what_there_is(name):
-    with pytest.raises(ValueError, match=r"must be one of resnet, .*VGG-16-BN, got") as e:
+    with pytest.raises(ValueError, match=r"must be one of resnet, .*ViT-S-16, got") as e:
         names.find(name, networks.NETWORKS)
     assert str(e.value).endswith(f"got {name!r}")
 

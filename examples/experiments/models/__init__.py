@@ -17,7 +17,7 @@ The transformer is for text: it takes a shape (characters,) and as many classes 
 characters, and returns logits of shape (batch, characters, classes).
 
 The ResNets have two forms, for images of 64 pixels and more the ImageNet one; see
-`models.resnet`. The VGGs need 32 pixels.
+`models.resnet`. The VGGs need 32 pixels, the vision transformers a multiple of their patches.
 """
 
 from collections.abc import Callable
@@ -29,6 +29,7 @@ from experiments.models.resnet import resnet10, resnet12, resnet18, resnet34, re
 from experiments.models.small import ResNet, SmallVGG, SoftmaxRegression
 from experiments.models.transformer import Transformer
 from experiments.models.vgg import vgg11, vgg16, vgg16_bn, vgg19
+from experiments.models.vision_transformer import small_vit, vit_s16
 from experiments.models.wide_resnet import WideResNet
 
 __all__ = ["NETWORKS", "OF_TEXT", "ResNet", "SmallVGG", "SoftmaxRegression", "Transformer"]
@@ -42,6 +43,7 @@ NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "narrow_resnet": partial(ResNet, widths=(8, 16, 32), stride=2),
     "narrow_vgg": partial(SmallVGG, widths=(8, 16, 32), depths=(1, 1, 2)),
     "softmax": SoftmaxRegression,
+    "small_vit": small_vit,
     "transformer": Transformer,
     "ResNet-10": resnet10,
     "ResNet-12": resnet12,
@@ -55,4 +57,5 @@ NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "VGG-16": vgg16,
     "VGG-19": vgg19,
     "VGG-16-BN": vgg16_bn,
+    "ViT-S-16": vit_s16,
 }

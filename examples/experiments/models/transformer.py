@@ -10,10 +10,25 @@ INIT = nnx.initializers.normal(0.02)
 
 
 class Block(nnx.Module):
-    """Causal attention, then a network of two layers, each added to its normalised input."""
+    """Attention, then a network of two layers; each sees its input normalised, and adds to it.
 
-    def __init__(self, width: int, heads: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs):
-        self.heads = heads
+    Attributes:
+      heads: among which the features are divided.
+      causal: whether a position attends to none behind it.
+      exact_gelu: whether GELU is computed with erf, or approximately with tanh.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        causal: bool = True,
+        exact_gelu: bool = False,
+        dtype: DTypeLike | None,
+        rngs: nnx.Rngs,
+    ):
+        self.heads, self.causal, self.exact_gelu = heads, causal, exact_gelu
         self.norm1 = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
         self.query_key_value = _linear(width, 3 * width, dtype, rngs)
         self.attended = _linear(width, width, dtype, rngs)
@@ -22,14 +37,15 @@ class Block(nnx.Module):
         self.down = _linear(4 * width, width, dtype, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Features of shape (batch, characters, width) to such features."""
+        """Features of shape (batch, positions, width) to such features."""
         batch, length, width = x.shape
         shape = (batch, length, self.heads, width // self.heads)
         three = jnp.split(self.query_key_value(self.norm1(x)), 3, axis=-1)
         query, key, value = (part.reshape(shape) for part in three)
-        seen = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        seen = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
         x = x + self.attended(seen.reshape(x.shape))
-        return x + self.down(nnx.gelu(self.up(self.norm2(x))))
+        hidden = nnx.gelu(self.up(self.norm2(x)), approximate=not self.exact_gelu)
+        return x + self.down(hidden)
 
 
 class Transformer(nnx.Module):
