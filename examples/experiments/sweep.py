@@ -337,8 +337,10 @@ def title_of(run: Run) -> str:
     data, epochs = run.dataset, run.epochs - run.more_epochs
     length = f"{epochs} epoch{'s' if epochs > 1 else ''}"
     length += f" and {run.more_epochs} more" if run.more_epochs else ""
+    validation = f", {data.validation_size:,} validation" if data.validation_size else ""
     return (
-        f"{data.name}, {data.train_size:,} training and {data.test_size:,} test {data.unit}; "
+        f"{data.name}, {data.train_size:,} training{validation} and {data.test_size:,} test "
+        f"{data.unit}; "
         f"{run.model.name}, {run.model.size:,} parameters; "
         f"{length}, {run.steps:,} steps of {run.batch_size} {data.unit}"
     )
@@ -362,13 +364,30 @@ def dataset_of(config: Config, data_path: Path | None) -> Data:
             dataset = dataset.with_held_out(config.held_out)
         except DataError as error:
             raise SettingError("held_out", str(error)) from error
+    if config.validation_split is not None:
+        try:
+            dataset = dataset.with_validation(round(config.validation_split * dataset.train_size))
+        except DataError as error:
+            raise SettingError("validation_split", str(error)) from error
     if config.train_images is not None:
         try:
             dataset = dataset.with_training_images(config.train_images)
         except DataError as error:
             raise SettingError("train_images", str(error)) from error
+    if config.image_size is not None:
+        try:
+            dataset = dataset.with_image_size(config.image_size)
+        except DataError as error:
+            raise SettingError("image_size", str(error)) from error
     return dataset
 
 
 def _data_of(config: Config) -> Hashable:
-    return config.dataset, config.train_images, config.held_out, config.channel_std
+    return (
+        config.dataset,
+        config.train_images,
+        config.held_out,
+        config.validation_split,
+        config.image_size,
+        config.channel_std,
+    )
