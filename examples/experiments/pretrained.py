@@ -173,7 +173,15 @@ def _given(weights: Weights, name: str, place: str, leaf: jax.Array) -> jax.Arra
     if place.startswith("head/") and tensor.shape != expected:
         return leaf
     if kind == "positions":
-        return _resampled(weights, name, jnp.asarray(tensor[0], leaf.dtype), len(leaf))
+        tensor = np.asarray(tensor[0], leaf.dtype)
+        try:
+            return (
+                jnp.asarray(tensor)
+                if tensor.shape == leaf.shape
+                else resampled(tensor, leaf.shape[0])
+            )
+        except ValueError as error:
+            raise weights.error(f"has {name} of {error}") from error
     layout = {4: (2, 3, 1, 0), 2: (1, 0)} if kind == "kernel" else {}
     tensor = tensor.transpose(layout.get(tensor.ndim)) if kind == "kernel" else tensor
     return jnp.asarray(tensor.reshape(leaf.shape), leaf.dtype)
@@ -186,21 +194,25 @@ def _shape_in_pytorch(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return {"class_token": (1, 1, *shape), "positions": (1, *shape)}.get(kind, shape)
 
 
-def _resampled(weights: Weights, name: str, positions: jax.Array, count: int) -> jax.Array:
-    """Positions for a class token and so many patches less one, which are a square's as before.
+def resampled(positions: jax.typing.ArrayLike, count: int) -> jax.Array:
+    """Embeddings of positions for a class token and another number of patches.
 
-    The embeddings of the patches are interpolated by a cubic convolution with a = −½, which is
-    widened where they become fewer.
+    Those of the patches are interpolated by cubic convolution (a = −½), which is wider where they
+    become fewer, as timm does.
+
+    Args:
+      positions: of shape (1 + n², width).
+      count: another 1 + n².
+
+    Raises:
+      ValueError: if one of them is no square and 1.
     """
-    if len(positions) == count:
-        return positions
     before, after = (math.isqrt(n - 1) for n in (len(positions), count))
     if (before**2, after**2) != (len(positions) - 1, count - 1):
-        raise weights.error(
-            f"has {name} of {len(positions)} positions where {count} are needed, and only those of "
-            "squares are interpolated"
+        raise ValueError(
+            f"{len(positions)} positions where {count} are needed: not both of squares"
         )
-    grid = positions[1:].reshape(before, before, -1)
+    grid = jnp.reshape(positions[1:], (before, before, -1))
     grid = jax.image.resize(grid, (after, after, grid.shape[-1]), "cubic")
     return jnp.concatenate([positions[:1], grid.reshape(count - 1, -1)])
 

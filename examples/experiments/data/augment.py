@@ -64,7 +64,7 @@ def resize_and_crop(images: jax.Array, size: int, key: jax.Array | None = None) 
     """
     batch, height, width, channels = images.shape
     shorter = round(size * 8 / 7)
-    larger = np.array([round(shorter * side / min(height, width)) for side in (height, width)])
+    larger = np.array([shorter * side // min(height, width) for side in (height, width)])
     images = jnp.asarray(images, jnp.float32)
     if key is None:
         begin = jnp.broadcast_to((larger - size) // 2, (batch, 2))
