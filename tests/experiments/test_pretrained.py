@@ -60,7 +60,6 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ("case", "mode"),
     [
-        ("ViT-S-16", "logits"),
         ("ViT-S-16 at 96", "logits"),
         ("ResNet-50", "logits"),
         ("ResNet-50", "training_logits"),

@@ -21,8 +21,7 @@ FIXTURE = Path(__file__).parent / "fixtures" / "timm_logits.json"
 
 # Name here: timm's, tensors, settings, number of images, pixels a side.
 CASES = {
-    "ViT-S-16": ("vit_small_patch16_224", vit_shapes(), {}, 1, 224),
-    # With positions interpolated from 14×14 to 6×6 patches.
+    # Of a file for 224 pixels, with positions interpolated from 14×14 to 6×6 patches.
     "ViT-S-16 at 96": ("vit_small_patch16_224", vit_shapes(), {"img_size": 96}, 2, 96),
     "ResNet-50": ("resnet50", resnet50_shapes(), {}, 4, 128),
 }
