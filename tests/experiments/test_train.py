@@ -2,17 +2,20 @@
 
 import json
 import shutil
-from dataclasses import fields
-from functools import cache
+from dataclasses import fields, replace
+from functools import cache, partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import train
-from experiments import config_file, data, sweep, trained
+from experiments import config_file, data, models, sweep, trained
+from experiments.checkpoints import OtherRun
 from experiments.config import Config
 from experiments.configs.adaloss import BASE, ENTRIES
+from experiments.models.vision_transformer import VisionTransformer
 from published import cifar_files, write_cifar
 from safetensors.numpy import save_file
 from timm_tensors import tensors, vit_shapes
@@ -376,44 +379,61 @@ def records_of(folder):
     return [{k: v for k, v in json.loads(x).items() if k != "timing"} for x in lines]
 
 
-def test_a_run_is_chosen_by_its_validation_images(here, capsys):
-    assert train.main([*SMALL.split(), "--bs", "88", "--epochs", "3", "--seeds", "2"]) == 0
-    folder = here / "runs/cifar100_adaloss-1"
-    records = records_of(folder)
+LINE = f"{SMALL} --bs 88 --epochs 3 --seeds 2 --image_size 12 --name mine --resume"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of LINE, in a folder of its own."""
+    root = tmp_path_factory.mktemp("runs")
+    assert sweep.run(replace(sweep_of(f"{LINE} --root {root}"), one_device=True)) == 0
+    return root / "mine"
+
+
+def test_the_best_epoch_is_chosen_by_the_validation_images(finished):
+    records = records_of(finished)
     assert [(r["seed"], r["epoch"], r["steps"]) for r in records] == [
         (seed, epoch, 6 * epoch) for seed in (123, 124) for epoch in range(4)
     ]
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((finished / "results.json").read_text())
     assert results["best_by"] == "validation_accuracy"
     measured = results["entries"]["AdaLoss"]["measured"]
     for n, seed in enumerate((123, 124)):
         mine = [r for r in records if r["seed"] == seed][1:]
-        chosen = [r["validation_accuracy"] for r in mine]
-        best = int(np.argmax(chosen))
+        best = int(np.argmax([r["validation_accuracy"] for r in mine]))
         assert measured["best_epoch"][n] == best + 1
         assert measured["test_accuracy"]["best"]["by_seed"][n] == pytest.approx(
             100 * mine[best]["test_accuracy"], abs=1e-4
         )
-    shown = capsys.readouterr().out
-    assert "digits, 540 training, 60 validation and 1,197 test images; softmax, 650" in shown
-    assert (
-        "The best epoch is each seed's, chosen by the accuracy on the validation images." in shown
-    )
-    assert "| AdaLoss |" in (folder / "table.md").read_text()
-    assert " ± " in (folder / "table.md").read_text()
+    page = (finished / "table.md").read_text()
+    assert "digits, 540 training, 60 validation and 1,197 test images; softmax, 1,450" in page
+    assert "The best epoch is each seed's, chosen by the accuracy on the validation images." in page
+    row = next(line for line in page.splitlines() if line.startswith("| AdaLoss |"))
+    assert row.count(" ± ") == 4
 
 
-def test_images_apart_are_not_trained_on_but_evaluated(here):
-    assert train.main([*SMALL.split(), "--bs", "88", "--image_size", "12", "--name", "mine"]) == 0
-    network = trained.load(here / "runs/mine/checkpoints/seed_123")
+def test_images_apart_are_not_trained_on_but_evaluated(finished):
+    network = trained.load(finished / "checkpoints/seed_123")
     dataset, whole = network.run.dataset, data.load("digits")
     images, labels = dataset.pool("validation")
     assert len(images) == 60
     apart, used = ({x.tobytes() for x in part} for part in (images, dataset.train_images))
     assert apart | used == {x.tobytes() for x in whole.train_images}
     logits = network.network(network.inputs(images), train=False)
-    last = records_of(here / "runs/mine")[-1]
+    last = network.records[-1]
     assert last["validation_accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == labels))
+
+
+def test_a_run_is_resumed(finished, tmp_path):
+    whole = records_of(finished)
+    cut = shutil.copytree(finished, tmp_path / "mine")
+    newest = max((cut / "checkpoints/seed_124").glob("[0-9]*"), key=lambda p: int(p.name))
+    shutil.rmtree(newest)
+    lines = (cut / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (cut / "metrics.jsonl").write_text("".join(lines[:-1]))
+    assert records_of(cut) == whole[:-1]
+    assert sweep.run(replace(sweep_of(f"{LINE} --root {tmp_path}"), one_device=True)) == 0
+    assert records_of(cut) == whole
 
 
 def cifar100(folder):
@@ -426,40 +446,34 @@ def cifar100(folder):
     write_cifar(folder, "cifar100", "binary", cifar_files("cifar100", "binary", arrays))
 
 
-def test_a_pretrained_network_on_cifar100_and_another_one(here, capsys):
+def test_a_run_begins_with_pretrained_weights(here, monkeypatch):
     cifar100(here / "data")
-    for name in ("one", "two"):
-        content = tensors(vit_shapes(classes=5, size=16, patch=4, width=32, depth=4))
-        if name == "two":
-            content["norm.bias"] += 1
-        save_file(content, here / f"{name}.safetensors")
-    line = (
-        f"{ADALOSS} --model small_vit --image_size 16 --data_path data --bs 56 --epochs 1 --name a"
-    )
-    assert train.main(f"{line} --weights one.safetensors".split()) == 0
-    records = records_of(here / "runs/a")
-    assert [r["steps"] for r in records] == [0, 6]
-    title = (
-        "cifar100, 360 training, 40 validation and 100 test images; small_vit, 56,324 parameters"
-    )
-    assert title in capsys.readouterr().out
-    settings = json.loads((here / "runs/a/settings.json").read_text())["entries"]["AdaLoss"]
-    assert len(settings["weights"]) == 16
-    for other in ("--weights two.safetensors", "--scratch"):
-        assert train.main(f"{line} {other} --resume".split()) == 1
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        assert "is of another run: --weights is" in error
+    tiny = {"patch": 8, "width": 8, "depth": 1}
+    monkeypatch.setitem(models.NETWORKS, "small_vit", partial(VisionTransformer, heads=2, **tiny))
+    content = tensors(vit_shapes(classes=5, size=16, **tiny))
+    save_file(content, here / "one")
+    save_file(content | {"norm.bias": content["norm.bias"] + 1}, here / "two")
 
+    def asked_for(flags):
+        line = f"{ADALOSS} --model small_vit --data_path data --image_size 24 --seed 7 {flags}"
+        one = replace(sweep_of(line), one_device=True)
+        return one, sweep.build(one)
 
-def test_a_run_is_resumed(here):
-    flags = [*SMALL.split(), "--bs", "88", "--epochs", "2", "--resume"]
-    assert train.main([*flags, "--name", "whole"]) == 0
-    assert train.main([*flags, "--name", "cut"]) == 0
-    folder = here / "runs/cut"
-    newest = max((folder / "checkpoints/seed_123").glob("[0-9]*"), key=lambda p: int(p.name))
-    shutil.rmtree(newest)
-    metrics = folder / "metrics.jsonl"
-    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
-    assert train.main([*flags, "--name", "cut"]) == 0
-    assert records_of(folder) == records_of(here / "runs/whole")
+    one, runs = asked_for("--weights one")
+    (run,) = runs.values()
+    assert sweep.title_of(run).startswith(
+        "cifar100, 360 training, 40 validation and 100 test images; small_vit, 3,420 parameters"
+    )
+    first = next(one.train(run, [7]))
+    np.testing.assert_array_equal(first.state.params["norm"]["bias"], content["norm.bias"])
+    assert first.state.params["head"]["kernel"].shape == (8, 100)
+    np.testing.assert_array_equal(jax.random.key_data(first.state.key), [0, 7])
+
+    folder = here / "folder"
+    folder.mkdir()
+    about, _ = sweep.open_folder(one, runs, folder)
+    assert len(about["entries"]["AdaLoss"]["weights"]) == 16
+    for other in ("--weights two", "--scratch"):
+        with pytest.raises(OtherRun, match="folder is of another run: --weights is '"):
+            sweep.open_folder(*asked_for(other), folder)
+    sweep.open_folder(*asked_for("--weights one"), folder)
