@@ -172,19 +172,15 @@ def _given(weights: Weights, name: str, place: str, leaf: jax.Array) -> jax.Arra
         raise weights.error(f"has {name} of shape {tensor.shape} where {expected} is needed")
     if place.startswith("head/") and tensor.shape != expected:
         return leaf
-    if kind == "positions":
-        tensor = np.asarray(tensor[0], leaf.dtype)
+    if tensor.shape != expected:  # Of positions, whose number is the only free one.
         try:
-            return (
-                jnp.asarray(tensor)
-                if tensor.shape == leaf.shape
-                else resampled(tensor, leaf.shape[0])
-            )
+            return resampled(tensor[0].astype(leaf.dtype), leaf.shape[0])
         except ValueError as error:
             raise weights.error(f"has {name} of {error}") from error
-    layout = {4: (2, 3, 1, 0), 2: (1, 0)} if kind == "kernel" else {}
-    tensor = tensor.transpose(layout.get(tensor.ndim)) if kind == "kernel" else tensor
-    return jnp.asarray(tensor.reshape(leaf.shape), leaf.dtype)
+    if kind == "kernel":
+        tensor = tensor.transpose((2, 3, 1, 0) if tensor.ndim == 4 else (1, 0))
+    # A copy, since the state is donated and the next seed begins with the same weights.
+    return jnp.array(tensor.reshape(leaf.shape), leaf.dtype)
 
 
 def _shape_in_pytorch(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -205,12 +201,13 @@ def resampled(positions: jax.typing.ArrayLike, count: int) -> jax.Array:
       count: another 1 + n².
 
     Raises:
-      ValueError: if one of them is no square and 1.
+      ValueError: if one of them is not 1 more than a square.
     """
     before, after = (math.isqrt(n - 1) for n in (len(positions), count))
     if (before**2, after**2) != (len(positions) - 1, count - 1):
         raise ValueError(
-            f"{len(positions)} positions where {count} are needed: not both of squares"
+            f"{len(positions)} positions where {count} are needed, and not both are 1 more than a "
+            "square"
         )
     grid = jnp.reshape(positions[1:], (before, before, -1))
     grid = jax.image.resize(grid, (after, after, grid.shape[-1]), "cubic")

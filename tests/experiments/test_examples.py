@@ -32,7 +32,7 @@ EXAMPLES = Path(compare.__file__).parent
 PACKAGE = Path(slrla_jax.__file__).parent.parent
 PROGRAMS = (
     *("ablations", "compare", "example_cifar", "main"),
-    *("noisy_weights", "reproduce", "sequential", "sharpness"),
+    *("noisy_weights", "reproduce", "sequential", "sharpness", "train"),
 )
 TINY = ["--network", "softmax", "--epochs", "2", "--seeds", "2"]
 
