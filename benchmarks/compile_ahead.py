@@ -96,13 +96,13 @@ def main() -> None:
     print(report(results))
 
 
-def circumstances(target: str, program: str = "compile_ahead.py") -> dict[str, Any]:
+def circumstances(target: str) -> dict[str, Any]:
     """The target, the versions, the date and the command; no tables yet."""
     return {
         "target": target,
         "versions": versions("flax", "libtpu", "jax-cuda12-plugin"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", f"benchmarks/{program}", *sys.argv[1:]]),
+        "command": " ".join(["python", "benchmarks/compile_ahead.py", *sys.argv[1:]]),
         "tables": {},
     }
 

@@ -16,6 +16,7 @@ from experiments import config_file, data, models, sweep, trained
 from experiments.checkpoints import OtherRun
 from experiments.config import Config
 from experiments.configs.adaloss import BASE, ENTRIES
+from experiments.devices import flops_per_step
 from experiments.models.vision_transformer import VisionTransformer
 from published import cifar_files, write_cifar
 from safetensors.numpy import save_file
@@ -86,11 +87,14 @@ def test_the_command_lines_of_the_document(here, line, optimizer, model):
 
 
 @pytest.mark.parametrize(
-    ("model", "params"),
+    ("model", "params", "tflop"),
     # With 1,000 classes 22,050,664 and 25,557,032, of which 900 are left out, bias included.
-    [("vits16r224", 22_050_664 - 900 * 385), ("swsl_resnet50", 25_557_032 - 900 * 2049)],
+    [
+        ("vits16r224", 22_050_664 - 900 * 385, 3.57),
+        ("swsl_resnet50", 25_557_032 - 900 * 2049, 3.03),
+    ],
 )
-def test_the_runs_of_the_document(monkeypatch, model, params):
+def test_the_runs_of_the_document(monkeypatch, model, params, tflop):
     # A pixel each, since they are resized anyway.
     images, labels = np.zeros((50_000, 1, 1, 3), np.uint8), np.arange(50_000, dtype="i4") % 100
     cifar = data.Dataset(
@@ -112,6 +116,8 @@ def test_the_runs_of_the_document(monkeypatch, model, params):
     )
     assert run.dataset.image_shape == (224, 224, 3)
     np.testing.assert_array_equal(np.bincount(run.dataset.validation_labels), [50] * 100)
+    counted = flops_per_step(run.model, run.tx, run.batch_size)  # The step is lowered for it.
+    assert counted == pytest.approx(tflop * 1e12, rel=0.01)
 
 
 @pytest.mark.parametrize(
