@@ -359,26 +359,19 @@ def dataset_of(config: Config, data_path: Path | None) -> Data:
     if config.channel_std is not None:
         std = np.float32(config.channel_std) * np.float32(dataset.white)
         dataset = replace(dataset, std=std)
-    if config.held_out is not None:
-        try:
-            dataset = dataset.with_held_out(config.held_out)
-        except DataError as error:
-            raise SettingError("held_out", str(error)) from error
-    if config.validation_split is not None:
-        try:
-            dataset = dataset.with_validation(round(config.validation_split * dataset.train_size))
-        except DataError as error:
-            raise SettingError("validation_split", str(error)) from error
-    if config.train_images is not None:
-        try:
-            dataset = dataset.with_training_images(config.train_images)
-        except DataError as error:
-            raise SettingError("train_images", str(error)) from error
-    if config.image_size is not None:
-        try:
-            dataset = dataset.with_image_size(config.image_size)
-        except DataError as error:
-            raise SettingError("image_size", str(error)) from error
+    changes: dict[str, Callable[[Data, Any], Data]] = {
+        "held_out": lambda data, n: data.with_held_out(n),
+        "validation_split": lambda data, part: data.with_validation(round(part * data.train_size)),
+        "train_images": lambda data, n: data.with_training_images(n),
+        "image_size": lambda data, size: data.with_image_size(size),
+    }
+    for setting, change in changes.items():
+        value = getattr(config, setting)
+        if value is not None:
+            try:
+                dataset = change(dataset, value)
+            except DataError as error:
+                raise SettingError(setting, str(error)) from error
     return dataset
 
 
