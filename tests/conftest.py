@@ -2,8 +2,8 @@
 
 import os
 
-# This program needs PyTorch, which the tests do not.
-collect_ignore = ["experiments/pytorch_logits.py"]
+# These programs need PyTorch, which the tests do not.
+collect_ignore = ["experiments/pytorch_logits.py", "experiments/timm_logits.py"]
 
 DEVICES = "--xla_force_host_platform_device_count"
 

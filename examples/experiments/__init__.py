@@ -8,6 +8,7 @@ steps.py        loss_fn, train_step, eval_step
 train.py        the training loop
 sweep.py        configurations × seeds → records, with a folder, checkpoints and progress
 report.py       records → a table
+pretrained.py   timm's weights for a network to begin with
 configs/        recipes
 studies/        sharpness, noise on the weights, tasks in sequence, many settings at once
 """

@@ -49,6 +49,12 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
         "help": f"{', '.join(NETWORKS)}, in any spelling; the small ones, in lower case, are "
         "for the CPU (default: %(default)s)",
     },
+    "image_size": {
+        "type": flags.optional(flags.count),
+        "metavar": "N",
+        "help": "pixels a side that images are resized and cropped to; none for images as they are "
+        "(default: %(default)s)",
+    },
     "input_norm": {
         "action": "store_true",
         "help": "standardise the channels of the images; without it pixels are scaled to [0, 1]",
@@ -207,7 +213,7 @@ def add_checkpoints(parser: Parser, epochs: str) -> None:
       parser: the parser.
       epochs: the flag of the number of epochs.
     """
-    add = parser.add_argument_group("checkpoints and logs").add_argument
+    add = parser.add_argument_group("first seed, and evaluation").add_argument
     add(
         "--SEED",
         "--seed",
@@ -217,6 +223,20 @@ def add_checkpoints(parser: Parser, epochs: str) -> None:
         metavar="N",
         help="the first seed, of weights, batches and augmentation (default: 0)",
     )
+    add(
+        "--batch_norm",
+        choices=("running", "recalibrated"),
+        default="running",
+        help="the accuracy that the best epoch is chosen by: of the slow weights with the running "
+        "BatchNorm statistics, which are the fast weights', or with recalibrated ones. Both are "
+        "reported (default: %(default)s)",
+    )
+    add_saving(parser, epochs)
+
+
+def add_saving(parser: Parser, epochs: str) -> None:
+    """Adds those of these flags that say what is saved, and what becomes of it."""
+    add = parser.add_argument_group("checkpoints and logs").add_argument
     add(
         "--extend_epochs",
         dest="more_epochs",
@@ -237,14 +257,6 @@ def add_checkpoints(parser: Parser, epochs: str) -> None:
         type=flags.count,
         metavar="STEPS",
         help="save every so many steps within an epoch, and not only at its end",
-    )
-    add(
-        "--batch_norm",
-        choices=("running", "recalibrated"),
-        default="running",
-        help="the accuracy that the best epoch is chosen by: of the slow weights with the running "
-        "BatchNorm statistics, which are the fast weights', or with recalibrated ones. Both are "
-        "reported (default: %(default)s)",
     )
     add("--tensorboard", action="store_true", help="also write TensorBoard's event files")
 
@@ -286,6 +298,8 @@ def sweep_options(args: argparse.Namespace, parser: Parser) -> dict[str, Any]:
 def single(config: Config, args: argparse.Namespace, parser: Parser) -> Sweep:
     """Returns the sweep of a program that trains one configuration, with checkpoints."""
     best_by = "recalibrated_test_accuracy" if args.batch_norm == "recalibrated" else "test_accuracy"
+    if config.validation_split is not None:
+        best_by = "validation_accuracy"
     return Sweep(
         entries=[Entry(OPTIMIZERS[config.optimizer].label_of(config), config)],
         seeds=seeds_of(args, args.seed),

@@ -35,6 +35,10 @@ class Config:
       train_images: how many of its training images; None for all.
       held_out: how many of its other training images are evaluated in place of the test images,
         as tuning must; None for none.
+      validation_split: the fraction of the training images that are set apart, and choose the best
+        epoch; None where the test images choose it.
+      image_size: height and width that images are resized and cropped to, at random in training if
+        the data set is augmented; None for images as they are.
       channel_std: what the channels of standardised images are divided by, as fractions of
         white; None for the data set's own standard deviation.
       model: a name in `models.NETWORKS`.
@@ -87,6 +91,8 @@ class Config:
     dataset: str = "digits"
     train_images: int | None = None
     held_out: int | None = None
+    validation_split: float | None = None
+    image_size: int | None = None
     channel_std: tuple[float, ...] | None = None
     model: str = "resnet"
     input_norm: bool = True

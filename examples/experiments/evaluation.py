@@ -35,8 +35,7 @@ def evaluate(
 
     Args:
       steps: the compiled steps.
-      pools: images and labels on the devices, by the names `train` and `test`; empty for a
-        stream.
+      pools: images and labels on the devices, by the names of the splits; empty for a stream.
       dataset: the data to evaluate on.
       state: the state to evaluate, as `steps.train` has returned it.
       slow_params: reads the slow weights from optimizer state and params; None if the params
@@ -46,7 +45,8 @@ def evaluate(
 
     Returns:
       `test_loss` and `test_accuracy`; `fast_test_accuracy` where there are slow weights, and
-      `recalibrated_test_accuracy` where there is a `recalibration`; `train_loss` unless the data
+      `recalibrated_test_accuracy` where there is a `recalibration`; `validation_loss` and
+      `validation_accuracy` where there are validation images; `train_loss` unless the data
       are a stream, of at most as many training images as there are to test on, so that on a
       large data set evaluation does not take longer than training.
     """
@@ -61,6 +61,10 @@ def evaluate(
     measured["test_loss"], measured["test_accuracy"] = score(
         steps, pools, dataset, "test", size, params, state.stats
     )
+    if validation_size := dataset.validation_size:
+        measured["validation_loss"], measured["validation_accuracy"] = score(
+            steps, pools, dataset, "validation", validation_size, params, state.stats
+        )
     if slow_params is not None:
         _, measured["fast_test_accuracy"] = score(
             steps, pools, dataset, "test", size, state.params, state.stats

@@ -75,6 +75,11 @@ def switch(text: str) -> bool:
     return text == "true"
 
 
+def optional(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Returns a flag's type: a value of a kind, or none."""
+    return lambda text: None if text == "none" else kind(text)
+
+
 def listed(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     """Returns a flag's type: comma-separated values of a kind."""
     return lambda text: tuple(kind(part) for part in text.split(","))

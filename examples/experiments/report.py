@@ -46,6 +46,7 @@ Tabulate = Callable[[Settings, Sequence[Column]], list[str]]
 TRAINING = (
     Column("final", "test_accuracy"),
     Column("best epoch", "test_accuracy", "best"),
+    Column("validation", "validation_accuracy", "best"),
     Column("recalibrated", "recalibrated_test_accuracy"),
     Column("fast weights", "fast_test_accuracy", "best"),
     Column("training loss", "train_loss", form=".4f"),
@@ -54,6 +55,14 @@ ACCURACIES = (
     "Accuracy in % on the test images. Of the optimizers with slow weights these are evaluated, "
     "with the running BatchNorm statistics; the fast weights, too, are those of the best epoch"
 )
+
+# What the best epoch may be chosen by.
+BEST_BY = {
+    "test_accuracy": "the test accuracy",
+    "recalibrated_test_accuracy": "the test accuracy with recalibrated BatchNorm statistics, where "
+    "there are slow weights",
+    "validation_accuracy": "the accuracy on the validation images",
+}
 
 
 def report(
@@ -143,7 +152,7 @@ def measured(records: Sequence[Record], best_by: str = "test_accuracy") -> dict[
         chosen = by_seed(records, best_by if best_by in names else "test_accuracy")
         best = np.nanargmax(chosen[:, 1:], axis=1) + 1
         for name in names:
-            if name.endswith("test_accuracy"):
+            if name.endswith(("test_accuracy", "validation_accuracy")):
                 values = by_seed(records, name)
                 result[name]["best"] = numbers(values[np.arange(len(best)), best])
         result["best_epoch"] = best.tolist()
@@ -250,13 +259,9 @@ def notes(summary: Settings, columns: Sequence[Column]) -> list[str]:
     gradients = {entry["gradients"] for entry in summary["entries"].values()}
     *several, last = (f"{n:,}" for n in sorted(gradients))
     cost = " or ".join(filter(None, [", ".join(several), last]))
-    running = summary["best_by"] == "test_accuracy"
-    best = (
-        "" if running else " with recalibrated BatchNorm statistics, where there are slow weights"
-    )
     lines = [f"{spread}; {cost} gradients per run. {summary['note']}."]
     if any(column.when == "best" for column in columns):
-        lines += [f"The best epoch is each seed's, chosen by the test accuracy{best}."]
+        lines += [f"The best epoch is each seed's, chosen by {BEST_BY[summary['best_by']]}."]
     return [*lines, *(f"{line}." for line in summary["diverged"])]
 
 

@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 
 from experiments.data import Data
-from experiments.data.augment import crop_and_flip
+from experiments.data.augment import crop_and_flip, resize_and_crop
 
 Tree = Any
 # A batch is indices into a pool of images and labels, or images and labels of its own, for which
@@ -79,12 +79,15 @@ class Model:
           batch: indices into the pool, or images and labels.
           key: random key of the augmentation, if the data set is augmented; None for none.
         """
+        key = key if self.dataset.augmented else None
         if not pool:
             images, labels = batch
+        elif self.dataset.image_size is not None:
+            images, labels = pool[0][batch], pool[1][batch]
+            images = resize_and_crop(images, self.dataset.image_size, key)
         else:
             images, labels = pool[0], pool[1][batch]
-            augmented = self.dataset.augmented and key is not None
-            images = crop_and_flip(key, images, batch) if augmented else images[batch]
+            images = images[batch] if key is None else crop_and_flip(key, images, batch)
         return self.dataset.standardise(images, self.input_norm), labels
 
     def _abstract(self) -> nnx.Module:

@@ -337,8 +337,10 @@ def title_of(run: Run) -> str:
     data, epochs = run.dataset, run.epochs - run.more_epochs
     length = f"{epochs} epoch{'s' if epochs > 1 else ''}"
     length += f" and {run.more_epochs} more" if run.more_epochs else ""
+    validation = f", {data.validation_size:,} validation" if data.validation_size else ""
     return (
-        f"{data.name}, {data.train_size:,} training and {data.test_size:,} test {data.unit}; "
+        f"{data.name}, {data.train_size:,} training{validation} and {data.test_size:,} test "
+        f"{data.unit}; "
         f"{run.model.name}, {run.model.size:,} parameters; "
         f"{length}, {run.steps:,} steps of {run.batch_size} {data.unit}"
     )
@@ -357,18 +359,28 @@ def dataset_of(config: Config, data_path: Path | None) -> Data:
     if config.channel_std is not None:
         std = np.float32(config.channel_std) * np.float32(dataset.white)
         dataset = replace(dataset, std=std)
-    if config.held_out is not None:
-        try:
-            dataset = dataset.with_held_out(config.held_out)
-        except DataError as error:
-            raise SettingError("held_out", str(error)) from error
-    if config.train_images is not None:
-        try:
-            dataset = dataset.with_training_images(config.train_images)
-        except DataError as error:
-            raise SettingError("train_images", str(error)) from error
+    changes: dict[str, Callable[[Data, Any], Data]] = {
+        "held_out": lambda data, n: data.with_held_out(n),
+        "validation_split": lambda data, part: data.with_validation(round(part * data.train_size)),
+        "train_images": lambda data, n: data.with_training_images(n),
+        "image_size": lambda data, size: data.with_image_size(size),
+    }
+    for setting, change in changes.items():
+        value = getattr(config, setting)
+        if value is not None:
+            try:
+                dataset = change(dataset, value)
+            except DataError as error:
+                raise SettingError(setting, str(error)) from error
     return dataset
 
 
 def _data_of(config: Config) -> Hashable:
-    return config.dataset, config.train_images, config.held_out, config.channel_std
+    return (
+        config.dataset,
+        config.train_images,
+        config.held_out,
+        config.validation_split,
+        config.image_size,
+        config.channel_std,
+    )

@@ -99,7 +99,7 @@ def train(
     """
     checkpoints = checkpoints or NoCheckpoints()
     compiled = devices.compile_steps(run.model, run.tx, tuple(run.devices), together=len(seeds) > 1)
-    pools = {split: compiled.put_pool(run.dataset.pool(split)) for split in ("train", "test")}
+    pools = {split: compiled.put_pool(run.dataset.pool(split)) for split in run.dataset.splits}
     state = _together([start(run.model, run.tx, seed) for seed in seeds])
     done, state, records = checkpoints.restore(state) or (0, state, [])
     state = compiled.put_state(state)

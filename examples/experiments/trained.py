@@ -15,6 +15,7 @@ from flax import nnx
 
 from experiments.checkpoints import CheckpointError, Checkpoints
 from experiments.config import Config
+from experiments.data.augment import resize_and_crop
 from experiments.run import Run, evaluated_weights, run_of
 from experiments.steps import init_state
 from experiments.sweep import dataset_of
@@ -44,6 +45,8 @@ class Trained(NamedTuple):
 
     def inputs(self, images: Any) -> Any:
         """Returns raw images as the network takes them."""
+        if self.run.dataset.image_size is not None:
+            images = resize_and_crop(images, self.run.dataset.image_size)
         return self.run.dataset.standardise(images, self.run.model.input_norm)
 
 

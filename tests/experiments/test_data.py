@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 from experiments import data, names
 from experiments.data import DataError, Dataset, archives, batches
-from experiments.data.augment import crop_and_flip
+from experiments.data.augment import crop_and_flip, resize_and_crop
 from experiments.data.idx import read_idx
+from experiments.steps import Model
+from PIL import Image
 from published import cifar_files, python2_pickle, write_cifar, write_idx
 
 EXAMPLES = Path(compare.__file__).parent
@@ -204,6 +206,112 @@ def test_no_padding_flips_only():
     flipped = (found == images[:, :, ::-1]).all(axis=(1, 2, 3))
     np.testing.assert_array_equal(found[~flipped], images[~flipped])
     assert set(flipped) == {False, True}
+
+
+# Images of another size.
+
+
+def resized_by_pillow(image, height, width, mode):
+    """A channel after the other, as bytes ("L") or as float32 numbers ("F")."""
+    channels = [
+        np.asarray(
+            Image.fromarray(c.astype({"L": "u1", "F": "f4"}[mode])).resize(
+                (width, height), Image.Resampling.BILINEAR
+            )
+        )
+        for c in np.moveaxis(image, -1, 0)
+    ]
+    return np.stack(channels, axis=-1).astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "larger"),
+    [((32, 32, 3), 224, (256, 256)), ((8, 8, 1), 21, (24, 24)), ((28, 42, 1), 7, (8, 12))],
+)
+def test_resized_and_cropped_as_by_pillow(shape, size, larger):
+    images = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
+    found = np.asarray(jax.jit(resize_and_crop, static_argnums=1)(images, size))
+    assert (found.shape, found.dtype) == ((2, size, size, shape[-1]), np.float32)
+    top, left = ((side - size) // 2 for side in larger)
+    for mode, tolerance in (("F", 1e-3), ("L", 1.0)):
+        expected = np.stack([resized_by_pillow(image, *larger, mode) for image in images])
+        difference = found - expected[:, top : top + size, left : left + size]
+        assert np.abs(difference).max() <= tolerance
+        if mode == "L":  # Which is rounded, and our images are not.
+            assert np.abs(difference).max() > 0.5
+
+
+def test_crops_of_another_size_are_random():
+    images = np.random.default_rng(0).integers(0, 256, (1, 5, 6, 2), np.uint8)
+    crops = jax.jit(resize_and_crop, static_argnums=1)
+    found = np.asarray(crops(images.repeat(400, axis=0), 7, jax.random.key(0)))
+    larger = resized_by_pillow(images[0], 8, 9, "F")
+    seen = []
+    for result in found:
+        fits = []
+        for top, left, flip in np.ndindex(2, 3, 2):
+            crop = larger[top : top + 7, left : left + 7]
+            if np.allclose(crop[:, ::-1] if flip else crop, result, rtol=0, atol=1e-3):
+                fits.append((top, left, flip))
+        assert len(fits) == 1
+        seen += fits
+    # Each of the 12 ways is as likely as the others.
+    counts = np.unique(np.array(seen), axis=0, return_counts=True)[1]
+    assert len(counts) == 12
+    assert ((counts - 400 / 12) ** 2 / (400 / 12)).sum() < 35
+
+
+def test_images_of_another_size_in_a_step():
+    images = np.random.default_rng(0).integers(0, 256, (6, 5, 5, 3), np.uint8)
+    own = {"mean": np.float32([9, 8, 7]), "std": np.float32([3, 4, 5])}
+    plain = dataset_of(images, range(6), **own).with_image_size(7)
+    augmented = dataclasses.replace(plain, augmented=True)
+    assert plain.image_shape == (7, 7, 3)
+    pool, batch = plain.pool("train"), np.array([4, 1])
+    expected = plain.standardise(np.asarray(resize_and_crop(images[batch], 7)))
+
+    def taken(dataset, key=None):
+        inputs, labels = Model(None, dataset).take(pool, batch, key)
+        np.testing.assert_array_equal(labels, [4, 1])
+        return np.asarray(inputs)
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    for inputs in (taken(plain), taken(plain, keys[0]), taken(augmented)):
+        np.testing.assert_allclose(inputs, expected, rtol=1e-5, atol=1e-5)
+    assert any(abs(taken(augmented, key) - expected).max() > 0.1 for key in keys)
+    (first, counted), *_ = plain.eval_batches("test", 500, 1)
+    assert len(first) == 200
+    assert counted.all()
+
+
+def test_text_and_streams_have_no_other_size():
+    text = data.load("python_reference")
+    with pytest.raises(DataError, match="is text, which has no images of 64 pixels"):
+        text.with_image_size(64)
+
+
+# Images that are set apart.
+
+
+def test_validation_images():
+    labels = np.repeat([2, 0, 1], [60, 30, 10])[np.random.default_rng(0).permutation(100)]
+    images = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
+    whole = dataset_of(images, labels)
+    assert (whole.validation_size, whole.splits) == (0, ("train", "test"))
+    dataset = whole.with_validation(10)
+    assert dataset.splits == ("train", "test", "validation")
+    assert (dataset.train_size, dataset.test_size, dataset.validation_size) == (90, 1, 10)
+    apart, own = dataset.pool("validation")
+    np.testing.assert_array_equal(np.bincount(own), [3, 1, 6])
+    np.testing.assert_array_equal(own, labels[apart.ravel()])
+    both = {*apart.ravel(), *dataset.train_images.ravel()}
+    assert both == set(range(100))
+    np.testing.assert_array_equal(apart, whole.with_held_out(10).test_images)
+    assert dataset.test_images is whole.test_images
+    digests = {d.fingerprint() for d in (whole, dataset, whole.with_training_images(90))}
+    assert len(digests) == 3
+    with pytest.raises(DataError, match="cannot hold out 100 of the 100 training images of some"):
+        whole.with_validation(100)
 
 
 # Folders of IDX files.

@@ -31,9 +31,8 @@ import slrla_jax
 EXAMPLES = Path(compare.__file__).parent
 PACKAGE = Path(slrla_jax.__file__).parent.parent
 PROGRAMS = (
-    *("ablations", "bilinear_game", "compare", "example_cifar", "gan", "main"),
-    *("noisy_weights", "reproduce", "sequential", "sharpness"),
-    *("fine_tuning", "text_classifier"),
+    *("ablations", "bilinear_game", "compare", "example_cifar", "fine_tuning", "gan", "main"),
+    *("noisy_weights", "reproduce", "sequential", "sharpness", "text_classifier", "train"),
 )
 TINY = ["--network", "softmax", "--epochs", "2", "--seeds", "2"]
 

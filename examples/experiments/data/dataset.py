@@ -13,6 +13,8 @@ from .batches import batches
 
 # Largest number of images that are evaluated at a time, before rounding up to the devices.
 EVAL_BATCH = 2_000
+# The same of images that are given another size, as of those of a stream.
+LARGE_EVAL_BATCH = 200
 
 # Indices of images in memory, or images with their labels.
 Batch = Any
@@ -27,7 +29,8 @@ class Data(ABC):
     """A data set, in memory (`Dataset`) or not (`Stream`).
 
     Both have `image_shape`, `train_size`, `test_size`, `pool`, `train_batches` and
-    `eval_batches`, which is all that training needs.
+    `eval_batches`, which is all that training needs. Their splits are `train`, `test` and, where
+    images are set apart for it, `validation`.
 
     Attributes:
       name: its key in `data.DATASETS`.
@@ -37,6 +40,7 @@ class Data(ABC):
       white: the largest possible value of a raw pixel.
       augmented: whether training images are cropped and flipped at random in the compiled step.
       unit: what its examples are called in messages and tables.
+      image_size: height and width that images are given in the compiled step; None for their own.
     """
 
     name: str
@@ -46,6 +50,17 @@ class Data(ABC):
     white: float = 255.0
     augmented: bool = False
     unit: str = "images"
+    image_size: int | None = None
+
+    @property
+    def validation_size(self) -> int:
+        """Number of images that choose the best epoch; 0 if the test images do."""
+        return 0
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits."""
+        return ("train", "test", "validation")[: 3 if self.validation_size else 2]
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -74,17 +89,22 @@ class Dataset(Data):
       train_labels: int32 of shape (examples,), with classes from 0.
       test_images: like `train_images`.
       test_labels: like `train_labels`.
+      validation_images: like `train_images`; None for none.
+      validation_labels: like `train_labels`; None for none.
     """
 
     train_images: np.ndarray
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
+    validation_images: np.ndarray | None = None
+    validation_labels: np.ndarray | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image."""
-        return self.train_images.shape[1:]
+        """Height, width and channels of an image, as a network sees it."""
+        shape = self.train_images.shape[1:]
+        return shape if self.image_size is None else (self.image_size, self.image_size, shape[-1])
 
     @property
     def train_size(self) -> int:
@@ -96,11 +116,14 @@ class Dataset(Data):
         """Number of images to test on."""
         return len(self.test_images)
 
+    @property
+    def validation_size(self) -> int:
+        """Number of images that choose the best epoch; 0 if the test images do."""
+        return 0 if self.validation_images is None else len(self.validation_images)
+
     def pool(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of `train` or `test`, into which batches are indices."""
-        if split == "train":
-            return self.train_images, self.train_labels
-        return self.test_images, self.test_labels
+        """Images and labels of a split, into which batches are indices."""
+        return getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
 
     def train_batches(self, seed: int, batch_size: int, start_step: int = 0) -> Iterator[Batch]:
         """Batches of indices, without end; see `batches`."""
@@ -114,8 +137,9 @@ class Dataset(Data):
         Yields:
           Indices, and a mask of those that count: the last batch may be padded.
         """
-        del split  # Indices are the same in both.
-        batch_size = -(-min(EVAL_BATCH, size) // devices) * devices
+        del split  # Indices are the same in all.
+        largest = EVAL_BATCH if self.image_size is None else LARGE_EVAL_BATCH
+        batch_size = -(-min(largest, size) // devices) * devices
         for start in range(0, size, batch_size):
             indices = np.arange(start, start + batch_size, dtype=np.int32)
             yield np.minimum(indices, size - 1), indices < size
@@ -127,7 +151,8 @@ class Dataset(Data):
     @cached_property
     def _digest(self) -> str:
         digest = hashlib.blake2b(digest_size=8)
-        for array in (*self.pool("train"), *self.pool("test"), self.mean, self.std):
+        arrays = (array for split in self.splits for array in self.pool(split))
+        for array in (*arrays, self.mean, self.std):
             digest.update(f"{array.dtype.str}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         return digest.hexdigest()
@@ -151,6 +176,23 @@ class Dataset(Data):
         Raises:
           DataError: if too few training images are left for each class to have one.
         """
+        return self._with_apart(n, "test")
+
+    def with_validation(self, n: int) -> "Dataset":
+        """The same data set with n of the training images as a split of their own.
+
+        They are those that `with_training_images` would leave out.
+
+        Raises:
+          DataError: if too few training images are left for each class to have one.
+        """
+        return self._with_apart(n, "validation")
+
+    def with_image_size(self, size: int) -> "Dataset":
+        """The same data set with images that are given another size in the compiled step."""
+        return replace(self, image_size=size)
+
+    def _with_apart(self, n: int, split: str) -> "Dataset":
         if not 0 < n < self.train_size:
             raise DataError(
                 f"cannot hold out {n} of the {self.train_size:,} training {self.unit} of "
@@ -158,11 +200,11 @@ class Dataset(Data):
             )
         chosen = self.choice(self.train_size - n)
         others = np.setdiff1d(np.arange(self.train_size), chosen)
-        return replace(
-            self._with_only(chosen),
-            test_images=self.train_images[others],
-            test_labels=self.train_labels[others],
-        )
+        apart = {
+            f"{split}_images": self.train_images[others],
+            f"{split}_labels": self.train_labels[others],
+        }
+        return replace(self._with_only(chosen), **apart)
 
     def _with_only(self, chosen: np.ndarray) -> "Dataset":
         return replace(

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import archives
 from .access import errors_as, imports, root_of
-from .dataset import EVAL_BATCH, Data, DataError
+from .dataset import LARGE_EVAL_BATCH, Data, DataError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -102,6 +102,16 @@ class Stream(Data):
         """
         raise DataError(f"{self.name} is a stream, of which no {n} images can be held out")
 
+    with_validation = with_held_out
+
+    def with_image_size(self, size: int) -> "Stream":
+        """Not supported.
+
+        Raises:
+          DataError: always.
+        """
+        raise DataError(f"images of {self.name} have {SIZE} pixels a side, and cannot have {size}")
+
     def eval_batches(
         self, split: str, size: int, devices: int
     ) -> Iterator[tuple[Batch, np.ndarray]]:
@@ -111,7 +121,7 @@ class Stream(Data):
           Images and labels, and a mask of those that count: the last batch may be padded.
         """
         del split  # Only `test` is evaluated.
-        batch_size = -(-min(EVAL_BATCH // 10, size) // devices) * devices
+        batch_size = -(-min(LARGE_EVAL_BATCH, size) // devices) * devices
         for images, labels in self.test_batches(batch_size):
             missing = batch_size - len(labels)
             padded = tuple(

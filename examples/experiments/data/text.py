@@ -35,6 +35,14 @@ class Text(Dataset):
         del input_norm
         return images
 
+    def with_image_size(self, size: int) -> "Text":
+        """Not supported.
+
+        Raises:
+          DataError: always.
+        """
+        raise DataError(f"{self.name} is text, which has no images of {size} pixels")
+
     def choice(self, n: int) -> np.ndarray:
         """Indices of the first n training windows.
 
