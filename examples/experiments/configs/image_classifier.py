@@ -27,14 +27,33 @@ BASE = Config(
     eval_every=1,
 )
 ACCURACY = Column("accuracy", "test_accuracy")
+# Lookahead around Lookahead, whose outermost layer syncs in the last of 620 steps, too.
+NESTED = {"optimizer": "multilayer_lookahead"}
 
 PROBLEM = Problem(
     base=BASE,
     held_out=4_000,
     learning_rates=(0.05, 0.1, 0.2, 0.4),
-    starts={"sgd": {}} | {name: own for name, own in LANGUAGE.starts.items() if name != "adamw"},
+    starts={"sgd": {}}
+    | {name: own for name, own in LANGUAGE.starts.items() if name != "adamw"}
+    | {
+        "two_layers": NESTED | {"sync_period": (5, 2), "slow_step_size": (0.8, 0.8)},
+        "three_layers": NESTED | {"sync_period": (5, 2, 2), "slow_step_size": (0.8, 0.8, 0.8)},
+    },
     others={"sgd": LANGUAGE.others["adamw"]}
-    | {name: changes for name, changes in LANGUAGE.others.items() if name != "adamw"},
+    | {name: changes for name, changes in LANGUAGE.others.items() if name != "adamw"}
+    | {
+        "two_layers": [
+            {"slow_step_size": (0.5, 0.5)},
+            {"slow_step_size": (0.8, 0.5)},
+            {"sync_period": (5, 4)},
+        ],
+        "three_layers": [
+            {"slow_step_size": (0.5, 0.5, 0.5)},
+            {"slow_step_size": (0.8, 0.8, 0.5)},
+            {"sync_period": (2, 5, 2)},
+        ],
+    },
     tuned={
         "sgd": {"learning_rate": 0.8, "annealing": "cosine", "momentum": 0.8},
         "ema": {"learning_rate": 0.05, "ema_decay": 0.9},
@@ -57,6 +76,20 @@ PROBLEM = Problem(
             "annealing": "cosine",
             "train_interpolation": 0.7,
             "eval_interpolation": 0.99,
+        },
+        "two_layers": NESTED
+        | {
+            "learning_rate": 0.1,
+            "annealing": "linear",
+            "sync_period": (5, 2),
+            "slow_step_size": (0.8, 0.8),
+        },
+        "three_layers": NESTED
+        | {
+            "learning_rate": 0.2,
+            "annealing": "linear",
+            "sync_period": (5, 2, 2),
+            "slow_step_size": (0.8, 0.8, 0.8),
         },
     },
     goal=ACCURACY,
