@@ -168,6 +168,13 @@ def add_sweep(
         metavar="DIR",
         help="folder of the data set's files; see examples/README.md",
     )
+    add_output(parser, add, name=name, always_resumes=always_resumes)
+
+
+def add_output(
+    parser: Parser, add: Callable[..., Any], *, name: str = "--name", always_resumes: bool = False
+) -> None:
+    """Adds the flags of the folder that a program writes into; `add` adds one to a group."""
     add(
         "--root",
         type=Path,
