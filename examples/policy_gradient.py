@@ -167,7 +167,7 @@ def draw(results: Settings, path: Path) -> None:
 def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
     if find_spec("gymnax") is None:
-        raise SettingError("gymnax", "is not installed; it is the extra `control`")
+        raise SettingError("gymnax", "is not installed; the extra `control` has it")
     where = run_folder(args.root, args.exp_name, otherwise="policy_gradient", resume=args.resume)
     with where as folder:
         settings = {

@@ -33,6 +33,7 @@ PACKAGE = Path(slrla_jax.__file__).parent.parent
 PROGRAMS = (
     *("ablations", "compare", "example_cifar", "main"),
     *("noisy_weights", "reproduce", "sequential", "sharpness"),
+    *("linear_convergence", "policy_gradient"),
 )
 TINY = ["--network", "softmax", "--epochs", "2", "--seeds", "2"]
 

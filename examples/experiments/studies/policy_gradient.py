@@ -22,8 +22,6 @@ from experiments.steps import Tree
 BASE = Config(momentum=0.0, weight_decay=0.0)
 ENVIRONMENT, PARAMS = gymnax.make("CartPole-v1")
 LONGEST = PARAMS.max_steps_in_episode
-# What AdaLoss is told as the loss.
-LOSSES = ("surrogate", "gap")
 
 
 class Policy(nnx.Module):
