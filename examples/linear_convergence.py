@@ -44,7 +44,7 @@ SLOPE = Column("slope", "slope", form=".4f")
 BEND = Column("bend", "bend")
 # Where SGD_Constant is tried, in multiples of η L / 2.
 MULTIPLES = (0.25, 0.5, 0.9, 0.99, 1.01, 1.1, 2.0, 4.0)
-DRAWN = 60  # Points of a curve.
+DRAWN = 50  # Points of a curve.
 
 
 def make_parser() -> Parser:
@@ -97,7 +97,7 @@ def solve(problem: Problem, args: Namespace) -> Settings:
       SGD_Constant with b0 in `MULTIPLES` of η L / 2, None where it diverges.
     """
     data = drawn(problem, range(args.seeds), args.steps)
-    b0 = np.repeat(np.float32(args.b0)[:, None], args.seeds, axis=1)
+    b0 = np.repeat(np.array(args.b0)[:, None], args.seeds, axis=1)
     shown = steps_drawn(args.steps)
     measures, curves = {}, {}
     for name in args.methods:
@@ -107,7 +107,7 @@ def solve(problem: Problem, args: Namespace) -> Settings:
             label = label_of(OPTIMIZERS[name].label, value)
             curves[label] = np.log10(of_value / of_value[:, :1]).mean(axis=0)
     limits = np.multiply.outer(MULTIPLES, BASE.learning_rate * data["smoothness"] / 2)
-    around = over_runs(slope, errors(problem, "sgd_constant", data, np.float32(limits)))
+    around = over_runs(slope, errors(problem, "sgd_constant", data, limits))
     return measured(measures, args.b0) | {
         "curves": {label: rounded(curve, 2) for label, curve in curves.items()},
         "around": [rounded(of_multiple, 4) for of_multiple in around],
@@ -175,7 +175,7 @@ def draw_errors(results: Settings, titles: Sequence[str], path: Path) -> None:
         f"{len(results['seeds'])} seeds"
     )
     size = (2.6 * len(methods) + 1, 2.3 * len(titles) + 0.6)
-    with figures.picture(path, size, title, dpi=90) as figure:
+    with figures.picture(path, size, title, dpi=80) as figure:
         grid = figure.subplots(len(titles), len(methods), sharex=True, sharey=True, squeeze=False)
         for row, problem in zip(grid, titles, strict=True):
             curves = results["parts"][problem]["curves"]
