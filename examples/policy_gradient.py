@@ -36,6 +36,11 @@ from experiments.settings import Settings
 
 FINAL = Column("return at the end", "final", form=".0f")
 AREA = Column("mean return of all updates", "area", form=".0f")
+# What AdaLoss may be told as the loss.
+TOLD = {
+    "surrogate": "the surrogate loss",
+    "gap": "the gap between the mean return and the highest, relative to that",
+}
 
 
 def make_parser() -> Parser:
@@ -69,10 +74,9 @@ def make_parser() -> Parser:
     )
     add(
         "--loss",
-        choices=("surrogate", "gap"),
+        choices=TOLD,
         default="surrogate",
-        help="what AdaLoss is told: the surrogate loss, or the gap between the mean return and "
-        "the highest, relative to that (default: %(default)s)",
+        help=f"what AdaLoss is told: {', or '.join(TOLD.values())} (default: %(default)s)",
     )
     add_methods(parser)
     add = parser.add_argument_group("seeds and output").add_argument
@@ -114,7 +118,7 @@ def page(results: Settings) -> str:
         f"CartPole-v1, {results['updates']} updates of {results['episodes']} episodes; mean ± "
         f"standard deviation of {len(seeds)} seeds. A return is the number of steps until the pole "
         "falls, at most 500; the return at the end is the mean over the last tenth of the updates. "
-        f"AdaLoss is told the {results['loss']}. {provenance(results)}",
+        f"AdaLoss is told {TOLD[results['loss']]}. {provenance(results)}",
         "",
     ]
     for title, part in results["parts"].items():
@@ -154,7 +158,9 @@ def draw(results: Settings, path: Path) -> None:
                     axes.plot(values, returns.mean(1), marker="o", markersize=4, **look)
                     band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
                     axes.fill_between(values, returns.min(1), returns.max(1), **band)
-                axes.set(xscale="log", ylim=(0, 500))
+                axes.set(xscale="log", ylim=(0, 510))
+                axes.set_xticks(values, [f"{b0:g}" for b0 in values])
+                axes.minorticks_off()
                 axes.set_title(name, fontsize=10, pad=6)
             row[0].set_ylabel(column.header)
         for axes in grid[-1]:

@@ -116,8 +116,8 @@ def mean_returns(
 
     Args:
       method: a name in `optimizers.INNER`.
-      loss: what AdaLoss is told: the surrogate loss, or the gap, which is how far the mean return
-        is from the highest, relative to it.
+      loss: what AdaLoss is told: "surrogate", the surrogate loss; or "gap", how far the mean
+        return is from the highest, relative to it.
       learning_rate: η.
       b0: of shape (values,).
       seeds: of shape (seeds,).
@@ -128,19 +128,18 @@ def mean_returns(
       The mean return of the episodes of each update, of shape (values, seeds, updates); NaN from
       where params are not finite.
     """
-    return np.asarray(
-        _mean_returns(method, loss, updates, episodes, learning_rate, b0, seeds), np.float64
-    )
+    of_all = _mean_returns(method, updates, episodes, loss == "gap", learning_rate, b0, seeds)
+    return np.asarray(of_all, np.float64)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 @partial(jax.vmap, in_axes=(None, None, None, None, None, 0, None))
 @partial(jax.vmap, in_axes=(None, None, None, None, None, None, 0))
 def _mean_returns(
     method: str,
-    loss: str,
     updates: int,
     episodes: int,
+    by_gap: jax.Array,
     learning_rate: jax.Array,
     b0: jax.Array,
     seed: jax.Array,
@@ -156,7 +155,7 @@ def _mean_returns(
         seen = act(graph, params, key, episodes)
         value, gradient = jax.value_and_grad(surrogate)(params, graph, seen)
         reached = seen.returns.mean()
-        value = {"surrogate": value, "gap": 1 - reached / LONGEST}[loss]
+        value = jnp.where(by_gap, 1 - reached / LONGEST, value)
         changes, state = tx.update(gradient, state, params, value=value)
         finite = jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
         return (optax.apply_updates(params, changes), state), jnp.where(finite, reached, jnp.nan)
