@@ -29,9 +29,10 @@ from experiments.command_line import add_output, program
 from experiments.config import SettingError
 from experiments.flags import Parser
 from experiments.folders import run_folder
+from experiments.optimizers import OPTIMIZERS
 from experiments.parts import compute, measured, provenance, table_of
 from experiments.report import Column
-from experiments.robustness import add_methods, axes_of, different_numbers, label_of
+from experiments.robustness import add_methods, different_numbers, label_of
 from experiments.settings import Settings
 
 FINAL = Column("return at the end", "final", form=".0f")
@@ -134,7 +135,8 @@ def draw(results: Settings, path: Path) -> None:
     Lines are means over the seeds, bands reach from the lowest to the highest seed. Where an entry
     has diverged the line is broken.
     """
-    parts = results["parts"]
+    parts, values = results["parts"], sorted(results["b0"])
+    methods = [OPTIMIZERS[name].label for name in results["methods"]]
     title = (
         f"CartPole-v1, {results['updates']} updates of {results['episodes']} episodes; mean and "
         f"range of {len(results['seeds'])} seeds"
@@ -145,7 +147,6 @@ def draw(results: Settings, path: Path) -> None:
         for row, column in zip(grid, (FINAL, AREA), strict=True):
             for axes, (name, part) in zip(row, parts.items(), strict=True):
                 entries = part["entries"]
-                methods, values = axes_of(entries)
                 for method, look in figures.styles(methods):
                     none = [np.nan] * len(results["seeds"])
                     by_seed = [

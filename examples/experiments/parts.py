@@ -40,7 +40,7 @@ def compute(
 
     Returns:
       What is in `results.json`: the settings, command, date, machine and versions, and `parts`,
-      in the order asked for.
+      also those that were computed before and are not asked for now.
 
     Raises:
       OtherRun: if the folder's results were made with other settings.
@@ -69,9 +69,7 @@ def compute(
         print(f"{name}: {seconds:.0f} s with compilation", flush=True)
         done[name] = {"seconds": round(seconds, 1)} | computed
         write_json(path, results | {"parts": done})
-    results |= {"parts": {name: done[name] for name in parts}}
-    write_json(path, results)
-    return results
+    return read_json(path)
 
 
 def measured(

@@ -104,7 +104,7 @@ def test_the_program(tmp_path, capsys, monkeypatch):
         returns = np.broadcast_to(100.0 * b0[:, None, None] + seeds[:, None], shape).copy()
         returns[..., -2:] *= learning_rate
         if method == "sgd_constant":
-            returns[0, 1, 10:] = np.nan
+            returns[0 if learning_rate < 3 else slice(None), 1, 10:] = np.nan
         return returns
 
     monkeypatch.setattr(study, "mean_returns", mean_returns)
@@ -123,6 +123,11 @@ def test_the_program(tmp_path, capsys, monkeypatch):
     assert "| 2            | 401 ± 1 |" in table
     assert "| 1            | 201 ± 1 | diverged (1 of 2) |" in table
     assert table == policy_gradient.page(results)
+    # A part that is asked for later is added.
+    assert policy_gradient.main([*line, "--resume", "--lr", "3"]) == 0
+    parts = json.loads((folder / "results.json").read_text())["parts"]
+    assert list(parts) == ["η = 1", "η = 2", "η = 3"]
+    assert parts["η = 2"] == results["parts"]["η = 2"]
     assert policy_gradient.main([*line, "--resume", "--loss", "gap"]) == 1
     assert "--loss is 'surrogate' there and 'gap' here" in capsys.readouterr().err
 
