@@ -31,8 +31,9 @@ import slrla_jax
 EXAMPLES = Path(compare.__file__).parent
 PACKAGE = Path(slrla_jax.__file__).parent.parent
 PROGRAMS = (
-    *("ablations", "bilinear_game", "compare", "example_cifar", "fine_tuning", "gan", "main"),
-    *("noisy_weights", "reproduce", "sequential", "sharpness", "text_classifier", "train"),
+    *("ablations", "bilinear_game", "compare", "example_cifar", "fine_tuning", "gan"),
+    *("linear_convergence", "main", "noisy_weights", "policy_gradient", "reproduce"),
+    *("sequential", "sharpness", "text_classifier", "train"),
 )
 TINY = ["--network", "softmax", "--epochs", "2", "--seeds", "2"]
 

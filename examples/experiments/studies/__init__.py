@@ -1,6 +1,7 @@
-"""What trained weights are like: sharpness, robustness to noise, forgetting.
+"""What trained weights are like, and small problems with many settings at once.
 
-Functions of params and of a loss or a metric; none of them trains. They ask for no
-network: what they need of one is a function of its params, with data, statistics of
-BatchNorm and the rest inside.
+Sharpness, robustness to noise and forgetting are functions of params and of a loss or a metric,
+which do not train. They ask for no network: what they need of one is a function of its params,
+with data, statistics of BatchNorm and the rest inside. `ablation`, `convergence` and
+`policy_gradient` train all settings and seeds in one compiled program.
 """

@@ -1,0 +1,117 @@
+"""A study in parts, each of which is computed at once: methods × b0 × seeds, in few calls.
+
+    with run_folder(...) as folder:
+        results = compute(folder, settings, {"width 100": lambda: {...}, ...}, parser.flag_of)
+
+Where all runs together are a single compiled program there are no epochs to record or to resume
+from. The parts are what is resumed, and are written as they come.
+"""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from experiments.checkpoints import OtherRun, differences
+from experiments.optimizers import OPTIMIZERS
+from experiments.report import Column, numbers
+from experiments.robustness import DIVERGED, label_of, table_over_b0
+from experiments.settings import Settings, circumstances, read_json, shown_command, write_json
+
+
+def compute(
+    folder: Path,
+    settings: Settings,
+    parts: Mapping[str, Callable[[], Settings]],
+    flag_of: Callable[[str], str],
+) -> Settings:
+    """Computes the parts that are not in a folder yet, and writes `results.json` after each.
+
+    Args:
+      folder: of the run.
+      settings: what the results depend on, besides the parts.
+      parts: computes each, by its name.
+      flag_of: returns the flag of a setting, for messages.
+
+    Returns:
+      What is in `results.json`: the settings, command, date, machine and versions, and `parts`,
+      also those that were computed before and are not asked for now.
+
+    Raises:
+      OtherRun: if the folder's results were made with other settings.
+    """
+    path, settings = folder / "results.json", json.loads(json.dumps(settings))
+    before = read_json(path)
+    there = {name: before.get(name) for name in settings}
+    if before and (differing := differences(there, settings, flag_of)):
+        what = ", ".join(differing.values())
+        raise OtherRun(f"{folder} is of another run: {what}", differing)
+    done = before.get("parts", {})
+    results = {
+        "command": shown_command(shlex.join([sys.executable, *sys.argv])),
+        **settings,
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        **circumstances(),
+    }
+    write_json(folder / "settings.json", results | {"parts": list(parts)})
+    for name, part in parts.items():
+        if name in done:
+            print(f"{name}: done before", flush=True)
+            continue
+        started = time.perf_counter()
+        computed = part()
+        seconds = time.perf_counter() - started
+        print(f"{name}: {seconds:.0f} s with compilation", flush=True)
+        done[name] = {"seconds": round(seconds, 1)} | computed
+        write_json(path, results | {"parts": done})
+    return read_json(path)
+
+
+def measured(
+    by_method: Mapping[str, Mapping[str, np.ndarray]], values: Sequence[float]
+) -> Settings:
+    """Returns the measures of a part, as `robustness.table_over_b0` takes them.
+
+    Args:
+      by_method: the measures of each method by their names, each of shape (b0, seeds). NaN is a
+        run that has diverged.
+      values: of b0.
+
+    Returns:
+      `entries` with mean, standard deviation and the value of each seed; and `diverged`, a line
+      for each run that has. An entry that has diverged from any seed has no numbers.
+    """
+    entries, diverged = {}, []
+    for method, measures in by_method.items():
+        for n, b0 in enumerate(values):
+            label = label_of(OPTIMIZERS[method].label, b0)
+            lost = np.flatnonzero(np.isnan([of_b0[n] for of_b0 in measures.values()]).any(axis=0))
+            diverged += [f"{label} {DIVERGED}, from seed {seed}" for seed in lost]
+            if not lost.size:
+                entries[label] = {
+                    "measured": {m: {"final": numbers(v[n])} for m, v in measures.items()}
+                }
+    return {"entries": entries, "diverged": diverged}
+
+
+def table_of(part: Settings, column: Column, seeds: Sequence[int]) -> list[str]:
+    """Returns a table of a measure: a row for each b0, a column for each method."""
+    table = table_over_b0({**part, "seeds": seeds}, [column])
+    return table[:-1]  # Without the spread.
+
+
+def provenance(results: Settings) -> str:
+    """Says how results were made: command, date, time, machine and versions."""
+    machine = results["machine"]
+    versions = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
+    seconds = sum(part["seconds"] for part in results["parts"].values())
+    return (
+        f"Measured by `{results['command']}` on {results['date'][:10]}, in {seconds:.0f} s; "
+        f"{machine['processor']}, {machine['cpu_count']} cores, backend {machine['backend']}; "
+        f"{versions}."
+    )
