@@ -9,13 +9,10 @@ compared with theory: (1 − α) I + α (I + η J)^k is the matrix of a cycle. `
 changed.
 """
 
-import shlex
 import signal
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +22,12 @@ if __name__ == "__main__":  # Ctrl-C while the following imports take their seco
 import jax
 import numpy as np
 from experiments import figures, flags
-from experiments.checkpoints import OtherRun, differences
-from experiments.command_line import add_sweep, program, seeds_of
+from experiments.command_line import add_layers, add_sweep, program, seeds_of
 from experiments.config import SettingError
 from experiments.flags import Parser
 from experiments.folders import run_folder
+from experiments.parts import compute, provenance
 from experiments.report import markdown
-from experiments.settings import circumstances, read_json, shown_command, write_json
 from experiments.studies import games
 from experiments.studies.games import METHODS, Bilinear, Settings
 from matplotlib.colors import TwoSlopeNorm
@@ -39,6 +35,7 @@ from matplotlib.ticker import MaxNLocator
 
 # The game is the same from every seed, which draws where the players begin and the batches.
 GAME_SEED = 0
+GAME = "the game"  # The only part of the results.
 POINTS = 80  # Of a line in the picture.
 PERIODS, SIZES = np.arange(1, 41), np.linspace(0.02, 1.0, 50)
 
@@ -90,23 +87,7 @@ def make_parser() -> Parser:
         metavar="η",
         help="learning rate (default: %(default)s)",
     )
-    add(
-        "--k",
-        dest="sync_period",
-        type=flags.listed(flags.count),
-        default="5,5",
-        metavar="LIST",
-        help="sync periods of nested Lookahead, comma-separated, the inner one first, which is "
-        "Lookahead's (default: %(default)s)",
-    )
-    add(
-        "--alpha",
-        dest="slow_step_size",
-        type=flags.listed(flags.step_size),
-        default="0.5,0.5",
-        metavar="LIST",
-        help="slow step sizes, likewise (default: %(default)s)",
-    )
+    add_layers(parser, "players", "5_0.5,5_0.5")
     add_sweep(parser, seeds=5, name="--name", data=False)
     return parser
 
@@ -117,13 +98,9 @@ def settings_of(args: Namespace) -> Settings:
     Raises:
       SettingError: if the layers are not two or more, or the run has too few cycles.
     """
-    periods, sizes = args.sync_period, args.slow_step_size
-    if len(periods) < 2:
-        raise SettingError("sync_period", f"must be of two layers or more, got {periods}")
-    if len(periods) != len(sizes):
-        raise SettingError(
-            "slow_step_size", f"must be as many as the {len(periods)} periods, got {sizes}"
-        )
+    if len(args.layers) < 2:
+        raise SettingError("layers", f"must be two layers or more, got {args.layers}")
+    periods, sizes = zip(*args.layers, strict=True)
     cycle = int(np.prod(periods))
     if args.steps < 4 * cycle:
         raise SettingError("steps", f"must be four cycles of {cycle} or more, got {args.steps}")
@@ -131,7 +108,7 @@ def settings_of(args: Namespace) -> Settings:
 
 
 def play(args: Namespace, settings: Settings, seeds: Sequence[int]) -> dict[str, Any]:
-    """Plays with every method, from every seed; returns what is in `results.json`."""
+    """Plays with every method, from every seed; returns rates and distances."""
     with jax.enable_x64(True):
         samples = games.samples_of_a_game(args.size, args.samples, args.noise, GAME_SEED)
         mean = samples.mean()
@@ -180,7 +157,7 @@ def svd(game: Bilinear) -> np.ndarray:
 
 def rates_of(results: Mapping[str, Any]) -> np.ndarray:
     """Returns the predicted rate of Lookahead over `SIZES` and `PERIODS`."""
-    a = np.diag(results["singular_values"])
+    a = np.diag(results["parts"][GAME]["singular_values"])
     return games.lookahead_rates(a, results["learning_rate"], PERIODS, SIZES)
 
 
@@ -188,7 +165,8 @@ def page(results: Mapping[str, Any]) -> str:
     """Returns the table and what one has to know to read it, in Markdown."""
     factors = ("predicted factor", "measured", "factor per gradient")
     rows = [("", "gradients per step", *factors, "distance at the end", "from batches")]
-    for label, method in results["methods"].items():
+    game = results["parts"][GAME]
+    for label, method in game["methods"].items():
         predicted, gradients = method["predicted"], method["gradients"]
         batch, stochastic = (np.array(method[name])[:, -1] for name in ("batch", "stochastic"))
         rows.append(
@@ -202,17 +180,15 @@ def page(results: Mapping[str, Any]) -> str:
                 f"{stochastic.mean():.1e}",
             )
         )
-    machine, rates = results["machine"], rates_of(results)
+    rates, values = rates_of(results), game["singular_values"]
     size, period = np.unravel_index(rates.argmin(), rates.shape)
-    versions = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
-    values = results["singular_values"]
+    periods, sizes = zip(*results["layers"], strict=True)
     lines = [
         f"A game of {results['size']} + {results['size']} weights, with singular values of A from "
         f"{values[-1]:g} to {values[0]:g}; learning rate {results['learning_rate']:g}, "
         f"{results['steps']:,} steps in float64 from {len(results['seeds'])} seeds. Layers of "
-        f"Lookahead: k = {', '.join(map(str, results['sync_period']))} and α = "
-        f"{', '.join(f'{size:g}' for size in results['slow_step_size'])}, of which Lookahead has "
-        "the first.",
+        f"Lookahead: k = {', '.join(map(str, periods))} and α = "
+        f"{', '.join(f'{size:g}' for size in sizes)}, of which Lookahead has the first.",
         "",
         *markdown(rows),
         "",
@@ -224,9 +200,7 @@ def page(results: Mapping[str, Any]) -> str:
         f"Of one layer with k up to {PERIODS[-1]}, k = {PERIODS[period]} and α = "
         f"{SIZES[size]:.2g} has the lowest factor, {rates.min():.6f}.",
         "",
-        f"Measured by `{results['command']}` on {results['date'][:10]}, in "
-        f"{results['seconds']:.0f} s; {machine['processor']}, {machine['cpu_count']} cores, "
-        f"backend {machine['backend']}; {versions}.",
+        provenance(results),
         "",
         "![bilinear game](bilinear_game.png)",
         "",
@@ -236,6 +210,7 @@ def page(results: Mapping[str, Any]) -> str:
 
 def plot(results: Mapping[str, Any], path: Path) -> None:
     """Draws the distances over the steps in both games, and the predicted rate over k and α."""
+    game = results["parts"][GAME]
     title = (
         f"Bilinear game, learning rate {results['learning_rate']:g}; mean and range of "
         f"{len(results['seeds'])} seeds; dotted: the predicted rate. Right: + is what "
@@ -244,10 +219,10 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     with figures.picture(path, (13, 4.4), title, dpi=90) as figure:
         batch, stochastic, radii = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
         for axes, name in ((batch, "batch"), (stochastic, "stochastic")):
-            for label, look in figures.styles(list(results["methods"])):
-                method = results["methods"][label]
+            for label, look in figures.styles(list(game["methods"])):
+                method = game["methods"][label]
                 lines = np.array(method[name])
-                steps = results["every"] * np.arange(lines.shape[1])
+                steps = game["every"] * np.arange(lines.shape[1])
                 mean = np.exp(np.log(lines).mean(0))
                 axes.plot(steps, mean, linewidth=1.6, **look)
                 band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
@@ -267,7 +242,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
         mesh = radii.pcolormesh(PERIODS, SIZES, rates, cmap="RdBu_r", norm=colours)
         radii.contour(PERIODS, SIZES, rates, levels=[1.0], colors="black", linewidths=1)
         figure.colorbar(mesh, ax=radii)
-        radii.plot(results["sync_period"][0], results["slow_step_size"][0], "k+", ms=10, mew=2)
+        radii.plot(*results["layers"][0], "k+", ms=10, mew=2)
         size, period = np.unravel_index(rates.argmin(), rates.shape)
         radii.plot(PERIODS[period], SIZES[size], "kx", ms=7, mew=1.5)
         radii.set(title="Lookahead's factor per step", xlabel="k", ylabel="α")
@@ -279,33 +254,13 @@ def main(args: Namespace, parser: Parser) -> int:
     settings, seeds = settings_of(args), seeds_of(args)
     where = run_folder(args.root, args.exp_name, otherwise="bilinear_game", resume=args.resume)
     with where as folder:
-        names = ("size", "samples", "noise", "batch_size", "steps")
-        asked = {
-            **{name: getattr(args, name) for name in names},
-            **{"learning_rate": settings.learning_rate, "seeds": list(seeds)},
-            **{name: list(getattr(args, name)) for name in ("sync_period", "slow_step_size")},
-        }
-        path = folder / "results.json"
-        if results := read_json(path):
-            there = {name: results.get(name) for name in asked}
-            if differing := differences(there, asked, parser.flag_of):
-                what = ", ".join(differing.values())
-                raise OtherRun(f"{folder} is of another run: {what}", differing)
-        else:
-            started = time.perf_counter()
-            results = {
-                "command": shown_command(shlex.join([sys.executable, *sys.argv])),
-                "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-                **asked,
-                **circumstances(),
-                **play(args, settings, seeds),
-            }
-            results["seconds"] = round(time.perf_counter() - started, 1)
-            write_json(path, results)
-        text = page(results)
-        (folder / "table.md").write_text(text, encoding="utf-8")
+        names = ("size", "samples", "noise", "batch_size", "steps", "learning_rate", "layers")
+        asked = {name: getattr(args, name) for name in names} | {"seeds": list(seeds)}
+        parts = {GAME: lambda: play(args, settings, seeds)}
+        results = compute(folder, asked, parts, parser.flag_of)
+        (folder / "table.md").write_text(page(results), encoding="utf-8")
         plot(results, folder / "bilinear_game.png")
-        print(text, f"All of it is in {folder.resolve()}", sep="\n")
+        print(f"\n{page(results)}\nAll of it is in {folder.resolve()}")
     return 0
 
 

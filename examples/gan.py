@@ -21,7 +21,14 @@ if __name__ == "__main__":  # Ctrl-C while the following imports take their seco
 
 import numpy as np
 from experiments import figures, flags, sweep
-from experiments.command_line import add_settings, add_sweep, program, seeds_of, sweep_options
+from experiments.command_line import (
+    add_layers,
+    add_settings,
+    add_sweep,
+    program,
+    seeds_of,
+    sweep_options,
+)
 from experiments.config import Config
 from experiments.flags import Parser
 from experiments.records import Record
@@ -87,49 +94,26 @@ def make_parser() -> Parser:
         help="learning rates of both players, comma-separated (default: %(default)s)",
     )
     add(
-        "--k",
-        dest="sync_period",
-        type=flags.listed(flags.count),
-        default="5,20",
-        metavar="LIST",
-        help="sync periods of nested Lookahead, comma-separated, the inner one first, which is "
-        "Lookahead's (default: %(default)s)",
-    )
-    add(
-        "--alpha",
-        dest="slow_step_size",
-        type=flags.listed(flags.step_size),
-        default="0.5,0.5",
-        metavar="LIST",
-        help="slow step sizes, likewise (default: %(default)s)",
-    )
-    add(
         "--ema_decay",
         type=flags.fraction,
         default=BASE.ema_decay,
         metavar="d",
         help="of the moving average of the generator's weights (default: %(default)s)",
     )
+    add_layers(parser, "optimizers", "5_0.5,20_0.5")
     add_sweep(parser, seeds=5, name="--name")
     return parser
 
 
 def entries_of(args: Namespace) -> list[Entry]:
-    """Returns the configurations, one optimizer after the other for each learning rate.
-
-    Raises:
-      SettingError: if there are not as many periods as slow step sizes.
-    """
+    """Returns the configurations, one optimizer after the other for each learning rate."""
     given = ("dataset", "train_images", "epochs", "epoch_steps", "batch_size", "ema_decay")
     base = replace(BASE, **{name: getattr(args, name) for name in given})
-    layers = replace(base, sync_period=args.sync_period, slow_step_size=args.slow_step_size)
-    layers.each_layer("slow_step_size")
+    periods, sizes = zip(*args.layers, strict=True)
     of = {
         "adam": base,
-        "lookahead": replace(
-            base, sync_period=args.sync_period[0], slow_step_size=args.slow_step_size[0]
-        ),
-        "multilayer_lookahead": layers,
+        "lookahead": replace(base, sync_period=periods[0], slow_step_size=sizes[0]),
+        "multilayer_lookahead": replace(base, sync_period=periods, slow_step_size=sizes),
     }
     return [
         Entry(f"{LABELS[name]}, {rate:g}", replace(of[name], optimizer=name, learning_rate=rate))

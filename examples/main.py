@@ -81,7 +81,7 @@ def make_parser() -> Parser:
     )
     add(
         "--lookahead",
-        type=flags.listed(flags.pair("k_α", flags.count, flags.step_size)),
+        type=flags.layers,
         metavar="k_α",
         help="Lookahead with k fast steps and slow step size α, 5_0.8 in the paper; with several "
         "such pairs, comma-separated, Multilayer Lookahead, the inner layer first",

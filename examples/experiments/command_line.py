@@ -206,6 +206,20 @@ def add_sweep(
     )
 
 
+def add_layers(parser: Parser, title: str, default: str) -> None:
+    """Adds the flag of nested Lookahead to a group with a title; Lookahead has its inner layer."""
+    parser.add_argument_group(title).add_argument(
+        "--lookahead",
+        dest="layers",
+        type=flags.layers,
+        default=default,
+        metavar="k_α,k_α",
+        help="sync period and slow step size of each layer of nested Lookahead, the inner one "
+        "first, which is Lookahead's (default: %(default)s)",
+    )
+    parser.flags_of |= {"sync_period": "--lookahead (k)", "slow_step_size": "--lookahead (α)"}
+
+
 def add_checkpoints(parser: Parser, epochs: str) -> None:
     """Adds the flags of the programs that train one configuration for long.
 

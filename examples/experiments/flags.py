@@ -99,6 +99,11 @@ def pair(
     return parse
 
 
+def layers(text: str) -> tuple[tuple[int, float], ...]:
+    """Parses layers of Lookahead, the inner one first: comma-separated pairs k_α."""
+    return listed(pair("k_α", count, step_size))(text)
+
+
 def milestones(text: str) -> tuple[float, ...]:
     """Parses points of a run in increasing order: fractions below 1, or epochs; or none."""
     if text == "none":

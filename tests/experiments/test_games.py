@@ -176,7 +176,18 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-TINY_GAME = ["--size", "2", "--steps", "48", "--k", "3,4", "--seeds", "2", "--name", "mine"]
+TINY_GAME = [
+    "--size",
+    "2",
+    "--steps",
+    "48",
+    "--seeds",
+    "2",
+    "--name",
+    "mine",
+    "--lookahead",
+    "3_0.5,4_0.5",
+]
 
 
 def test_the_bilinear_game_from_the_command_line(here, monkeypatch, capsys):
@@ -185,13 +196,13 @@ def test_the_bilinear_game_from_the_command_line(here, monkeypatch, capsys):
     assert bilinear_game.main(TINY_GAME) == 0
     folder = here / "runs/mine"
     assert {file.name for file in folder.iterdir()} == {
-        *("bilinear_game.png", "results.json", "table.md")
+        *("bilinear_game.png", "results.json", "settings.json", "table.md")
     }
     results = json.loads((folder / "results.json").read_text())
     table = (folder / "table.md").read_text()
     assert table == bilinear_game.page(results)
     assert table in capsys.readouterr().out
-    nested = results["methods"]["Nested Lookahead"]
+    nested = results["parts"]["the game"]["methods"]["Nested Lookahead"]
     row = next(line for line in table.splitlines() if line.startswith("| Nested Lookahead "))
     cells = [cell.strip() for cell in row.split("|")]
     assert cells[3:5] == [f"{nested['predicted']:.6f}", f"{np.mean(nested['measured']):.6f}"]
@@ -225,10 +236,10 @@ def error_line(main, flags, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--k 5", "--k: must be of two layers or more, got (5,)"),
-        ("--alpha 0.5", "--alpha: must be as many as the 2 periods, got (0.5,)"),
-        ("--k 5,0", "--k: must be a whole number, at least 1, got '0'"),
-        ("--alpha 0.5,2", "--alpha: must be more than 0 and at most 1, got '2'"),
+        ("--lookahead 5_0.5", "--lookahead: must be two layers or more, got ((5, 0.5),)"),
+        ("--lookahead 5_0.5,5", "--lookahead: must be k_α, got '5'"),
+        ("--lookahead 5_0.5,0_0.5", "--lookahead: must be a whole number, at least 1, got '0'"),
+        ("--lookahead 5_0.5,5_2", "--lookahead: must be more than 0 and at most 1, got '2'"),
         ("--steps 99", "--steps: must be four cycles of 25 or more, got 99"),
         ("--noise -1", "--noise: must be 0 or more"),
         ("--data_path .", "unrecognized arguments: --data_path"),
@@ -369,7 +380,9 @@ def test_a_step_of_both_players_and_of_what_is_around():
     np.testing.assert_allclose(means["discriminator"], loss_of_the_discriminator, rtol=1e-4)
 
 
-TINY_GAN = "--epochs 2 --epoch_steps 3 --seeds 2 --lr 0.01 --optimizers lookahead --k 2,2"
+TINY_GAN = (
+    "--epochs 2 --epoch_steps 3 --seeds 2 --lr 0.01 --optimizers lookahead --lookahead 2_0.5,2_0.5"
+)
 
 
 def test_the_gan_from_the_command_line(here, monkeypatch):
@@ -406,8 +419,10 @@ def test_the_gan_from_the_command_line(here, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--alpha 0.5", "--alpha: must have one value for each layer, got periods (5, 20)"),
-        ("--epochs 1 --epoch_steps 99", "--k: a run of 99 steps never syncs with a period of 100"),
+        (
+            "--epochs 1 --epoch_steps 99",
+            "--lookahead (k): a run of 99 steps never syncs with a period of 100",
+        ),
         ("--shrink 3", "--shrink: must divide 8 × 8 pixels, got 3"),
         ("--optimizers sgd", "--optimizers: must be different names among adam, lookahead"),
         ("--dataset python_reference", "--dataset: must be images that fit into memory"),
@@ -421,7 +436,7 @@ def test_wrong_flags_of_the_gan(here, monkeypatch, capsys, flags, message):
 
 
 def test_entries_have_the_settings_of_their_layers():
-    args = program.make_parser().parse_args(["--lr", "0.1,0.2", "--k", "3,7", "--alpha", "0.4,0.6"])
+    args = program.make_parser().parse_args(["--lr", "0.1,0.2", "--lookahead", "3_0.4,7_0.6"])
     entries = {entry.label: entry.config for entry in program.entries_of(args)}
     assert list(entries) == [
         f"{name}, {rate}"

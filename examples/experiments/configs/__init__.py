@@ -1,6 +1,7 @@
 """The recipes of `reproduce.py`: a small file for each entry of the paper's Table 3, and of ours.
 
-Other programs have recipes here as well: `lookbehind`, `language_model`, `image_classifier`.
+Other programs have recipes here as well: `adaloss`, `lookbehind`, `language_model` and
+`image_classifier`.
 
 A file opens with paper, command, expected time and accuracy, and ends with `CONFIGS`, a
 configuration for each row of the table. A recipe is called by its file's name; a column of the

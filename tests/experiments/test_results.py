@@ -1,0 +1,45 @@
+"""The results in the repository: their tables are what the programs make of their numbers."""
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+
+import bilinear_game
+import fine_tuning
+import gan
+import linear_convergence
+import policy_gradient
+import pytest
+from experiments.report import page
+from experiments.robustness import table_over_b0
+
+RESULTS = Path(gan.__file__).parent / "results"
+over_b0 = partial(page, columns=[fine_tuning.COLUMN], compared=False, tabulate=table_over_b0)
+PAGES = {
+    "adaloss/convergence": linear_convergence.page,
+    "adaloss/policy_gradient": policy_gradient.page,
+    "adaloss/policy_gradient_gap": policy_gradient.page,
+    "games/bilinear": bilinear_game.page,
+    "games/gan": partial(
+        page, columns=gan.COLUMNS, pictures=["gan.png", "images.png"], compared=False
+    ),
+    "robustness/fine_tuning_cnn": partial(over_b0, pictures=["fine_tuning.png"]),
+    "robustness/fine_tuning_vit": partial(over_b0, pictures=["fine_tuning.png"]),
+    "robustness/text_classifier": partial(over_b0, pictures=["text_classifier.png"]),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_table_is_that_of_its_numbers(name):
+    folder = RESULTS / name
+    table = (folder / "table.md").read_text()
+    assert table == PAGES[name](json.loads((folder / "results.json").read_text()))
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", table):
+        assert 10_000 < (folder / picture).stat().st_size < 300_000
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("robustness")])
+def test_the_page_over_b0_has_their_numbers(name):
+    rows = [x for x in (RESULTS / name / "table.md").read_text().splitlines() if x[:1] == "|"]
+    assert "\n".join(rows) in (RESULTS / "robustness/README.md").read_text()
