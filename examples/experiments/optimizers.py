@@ -23,6 +23,7 @@ from experiments.schedules import Stages
 from slrla_jax import (
     Stage,
     adabound,
+    decay_sqrt_schedule,
     lookahead,
     lookbehind,
     multilayer_lookahead,
@@ -92,11 +93,9 @@ def divided(scale_by_b: Callable[[Config], optax.GradientTransformation]) -> Inn
     return inner
 
 
-def scale_by_decaying_sqrt(config: Config) -> optax.GradientTransformation:
-    """Divides by √(b0² + α t) in step t = 1, 2, …: AdaLoss if the loss were 1 more than c."""
-    return optax.scale_by_schedule(
-        lambda count: (config.b0**2 + config.loss_weight * (count + 1.0)) ** -0.5
-    )
+def scale_by_decay_sqrt(config: Config) -> optax.GradientTransformation:
+    """Divides by b of SGD_DecaySqrt."""
+    return optax.scale_by_schedule(decay_sqrt_schedule(1.0, config.b0, config.loss_weight))
 
 
 INNER: dict[str, Inner] = {
@@ -109,7 +108,7 @@ INNER: dict[str, Inner] = {
     "adaloss": divided(lambda c: scale_by_adaloss(c.b0, c.loss_weight, c.loss_offset)),
     "adagrad_norm": divided(lambda c: scale_by_adagrad_norm(c.b0)),
     "sgd_constant": divided(lambda c: optax.scale(1 / c.b0)),
-    "sgd_decay_sqrt": divided(scale_by_decaying_sqrt),
+    "sgd_decay_sqrt": divided(scale_by_decay_sqrt),
 }
 
 
