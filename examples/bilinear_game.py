@@ -25,8 +25,7 @@ from experiments import figures, flags
 from experiments.command_line import add_layers, add_sweep, program, seeds_of
 from experiments.config import SettingError
 from experiments.flags import Parser
-from experiments.folders import run_folder
-from experiments.parts import compute, provenance
+from experiments.parts import provenance, run
 from experiments.report import markdown
 from experiments.studies import games
 from experiments.studies.games import METHODS, Bilinear, Settings
@@ -82,10 +81,10 @@ def make_parser() -> Parser:
     add(
         "--lr",
         dest="learning_rate",
-        type=flags.positive,
+        type=flags.number("more than 0 and at most 2", lambda eta: 0 < eta <= 2),
         default=0.2,
         metavar="η",
-        help="learning rate (default: %(default)s)",
+        help="learning rate, at most 2 (default: %(default)s)",
     )
     add_layers(parser, "players", "5_0.5,5_0.5")
     add_sweep(parser, seeds=5, name="--name", data=False)
@@ -114,7 +113,7 @@ def play(args: Namespace, settings: Settings, seeds: Sequence[int]) -> dict[str,
         mean = samples.mean()
         equilibrium = mean.equilibrium()
         starts = {
-            player: w + np.stack([draw(seed, n, args.size) for seed in seeds])
+            player: w + np.stack([start(seed, n, args.size) for seed in seeds])
             for n, (player, w) in enumerate(equilibrium.items())
         }
         keys = jax.numpy.stack([jax.random.key(seed) for seed in seeds])
@@ -133,11 +132,19 @@ def play(args: Namespace, settings: Settings, seeds: Sequence[int]) -> dict[str,
             measured[method.label] = {
                 "gradients": method.gradients,
                 "predicted": method.rate(mean.a, settings),
-                "measured": [games.measured_rate(line, cycle) for line in batch],
+                "measured": [measured_rate(line, cycle) for line in batch],
                 "batch": rounded(batch[:, ::every]),
                 "stochastic": rounded(stochastic[:, ::every]),
             }
     return {"singular_values": svd(mean).tolist(), "every": every, "methods": measured}
+
+
+def measured_rate(distances: np.ndarray, cycle: int) -> float | None:
+    """Returns the factor per step; None if there are not two cycles before numbers end."""
+    try:
+        return games.measured_rate(distances, cycle)
+    except ValueError:
+        return None
 
 
 def rounded(distances: np.ndarray) -> list[list[float]]:
@@ -145,7 +152,7 @@ def rounded(distances: np.ndarray) -> list[list[float]]:
     return [[float(f"{distance:.3e}") for distance in line] for line in distances]
 
 
-def draw(seed: int, player: int, size: int) -> np.ndarray:
+def start(seed: int, player: int, size: int) -> np.ndarray:
     """Returns where a player begins, relative to the equilibrium, at a distance of about 1."""
     return np.random.default_rng((seed, player)).normal(size=size) / np.sqrt(2 * size)
 
@@ -174,7 +181,7 @@ def page(results: Mapping[str, Any]) -> str:
                 label,
                 f"{gradients}",
                 f"{predicted:.6f}",
-                f"{np.mean(method['measured']):.6f}",
+                "–" if None in method["measured"] else f"{np.mean(method['measured']):.6f}",
                 f"{predicted ** (1 / gradients):.6f}",
                 f"{batch.mean():.1e}",
                 f"{stochastic.mean():.1e}",
@@ -208,7 +215,7 @@ def page(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plot(results: Mapping[str, Any], path: Path) -> None:
+def draw(results: Mapping[str, Any], folder: Path) -> None:
     """Draws the distances over the steps in both games, and the predicted rate over k and α."""
     game = results["parts"][GAME]
     title = (
@@ -216,7 +223,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
         f"{len(results['seeds'])} seeds; dotted: the predicted rate. Right: + is what "
         "was played, × the best; on the black line the factor is 1"
     )
-    with figures.picture(path, (13, 4.4), title, dpi=90) as figure:
+    with figures.picture(folder / "bilinear_game.png", (13, 4.4), title, dpi=90) as figure:
         batch, stochastic, radii = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
         for axes, name in ((batch, "batch"), (stochastic, "stochastic")):
             for label, look in figures.styles(list(game["methods"])):
@@ -252,16 +259,10 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
 def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
     settings, seeds = settings_of(args), seeds_of(args)
-    where = run_folder(args.root, args.exp_name, otherwise="bilinear_game", resume=args.resume)
-    with where as folder:
-        names = ("size", "samples", "noise", "batch_size", "steps", "learning_rate", "layers")
-        asked = {name: getattr(args, name) for name in names} | {"seeds": list(seeds)}
-        parts = {GAME: lambda: play(args, settings, seeds)}
-        results = compute(folder, asked, parts, parser.flag_of)
-        (folder / "table.md").write_text(page(results), encoding="utf-8")
-        plot(results, folder / "bilinear_game.png")
-        print(f"\n{page(results)}\nAll of it is in {folder.resolve()}")
-    return 0
+    names = ("size", "samples", "noise", "batch_size", "steps", "learning_rate", "layers")
+    asked = {name: getattr(args, name) for name in names} | {"seeds": list(seeds)}
+    parts = {GAME: lambda: play(args, settings, seeds)}
+    return run(args, parser, "bilinear_game", asked, parts, page, draw)
 
 
 if __name__ == "__main__":

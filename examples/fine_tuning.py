@@ -28,11 +28,11 @@ import optax
 from experiments import flags, robustness, sweep, train, trained
 from experiments.command_line import config_of, program, report_training, seeds_of
 from experiments.config import Config, SettingError
-from experiments.data import Data, Dataset, Text
+from experiments.data import Data, Dataset
 from experiments.flags import Parser
 from experiments.report import Column
 from experiments.run import Run, run_of
-from experiments.steps import Model, State, init_state
+from experiments.steps import Model, State, init_state, init_weights
 from experiments.studies.sequential import split_classes
 from experiments.sweep import Entry, Sweep
 from experiments.train import Epoch
@@ -91,7 +91,7 @@ def halves_of(dataset: Data) -> list[Dataset]:
     Raises:
       SettingError: if they are not images in memory, or their classes are not even in number.
     """
-    if not isinstance(dataset, Dataset) or isinstance(dataset, Text):
+    if not isinstance(dataset, Dataset) or dataset.unit != "images":
         raise SettingError("dataset", f"must be of images in memory, got {dataset.name}")
     if dataset.classes % 2:
         raise SettingError("dataset", f"must have two halves of classes, got {dataset.classes}")
@@ -108,8 +108,16 @@ def halves_of(dataset: Data) -> list[Dataset]:
 
 
 def run_of_half(config: Config, dataset: Data, *, half: int, **options: Any) -> Run:
-    """Builds the run of the first half, 0, or of the second, 1."""
-    return run_of(config, halves_of(dataset)[half], **options)
+    """Builds the run of the first half, 0, or of the second, 1.
+
+    Raises:
+      SettingError: as `run_of` does, or if the network's last layer cannot be replaced.
+    """
+    run = run_of(config, halves_of(dataset)[half], **options)
+    params, _ = jax.eval_shape(partial(init_weights, run.model, 0))
+    if "head" not in params:
+        raise SettingError("model", f"{run.model.name} has no layer `head` to be replaced")
+    return run
 
 
 def fine_tune(
@@ -124,8 +132,6 @@ def with_new_head(
 ) -> State:
     """Returns the state before the first step: pre-trained weights, but for those of the head."""
     begin, before = init_state(model, tx, seed), pretrained(seed)
-    if "head" not in begin.params:
-        raise SettingError("model", f"{model.name} has no layer `head` to be replaced")
     body, stats = jax.tree.map(jnp.copy, (before.params, before.stats))  # The state is donated.
     params = body | {"head": begin.params["head"]}
     return begin._replace(params=params, stats=stats, opt_state=tx.init(params))
@@ -188,7 +194,9 @@ def main(args: Namespace, parser: Parser) -> int:
         "flag_of": parser.flag_of,
     }
     before = pretraining_of(args, parser, options)
-    return sweep.run(before) or sweep.run(fine_tuning_of(args, parser, options, before))
+    after = fine_tuning_of(args, parser, options, before)
+    sweep.build(after)  # What is wrong with it is said before pre-training.
+    return sweep.run(before) or sweep.run(after)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def make_parser() -> Parser:
     add(
         "--lr",
         dest="learning_rate",
-        type=flags.listed(flags.positive),
+        type=flags.different(flags.positive),
         default="0.001,0.002,0.004,0.008",
         metavar="LIST",
         help="learning rates of both players, comma-separated (default: %(default)s)",
@@ -171,7 +171,7 @@ def draw_distances(results: Results, grid: Sequence[Sequence[str]], title: str) 
     title = f"{title}; mean and range of {seeds} seed{'s' if seeds > 1 else ''}"
     size = (max(3.6 * len(grid), 6), 4.2)
     with figures.picture(results.folder / "gan.png", size, title, dpi=100) as figure:
-        panels = figure.subplots(1, len(grid), sharey=True, squeeze=False)[0]
+        panels, finite = figure.subplots(1, len(grid), sharey=True, squeeze=False)[0], False
         for axes, labels in zip(panels, grid, strict=True):
             lines = {label.partition(",")[0]: (label, "distance") for label in labels}
             lines |= {
@@ -183,13 +183,15 @@ def draw_distances(results: Results, grid: Sequence[Sequence[str]], title: str) 
                 label, measure = lines[name]
                 records = of(results, label)
                 values = by_seed(records, measure)[:, 1:]
+                values = np.where(np.isfinite(values), values, np.nan)
+                finite |= np.isfinite(values).any()
                 steps = sorted({record["steps"] for record in records})[1:]
                 axes.plot(steps, values.mean(0), linewidth=1.8, **look)
                 band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
                 axes.fill_between(steps, values.min(0), values.max(0), **band)
             rate = results.runs[labels[0]].stages.learning_rates[0]
-            axes.set(title=f"Learning rate {rate:g}", xlabel="step", yscale="log")
-        panels[0].set_ylabel("Fréchet distance")
+            axes.set(title=f"Learning rate {rate:g}", xlabel="step")
+        panels[0].set(ylabel="Fréchet distance", yscale="log" if finite else "linear")
         panels[-1].legend(fontsize=8)
 
 
@@ -203,9 +205,9 @@ def draw_images(results: Results, grid: Sequence[Sequence[str]], title: str) -> 
             axes.set_axis_off()
         for row, labels in zip(panels, grid, strict=True):
             for axes, label in zip(row, labels, strict=False):
-                first, *_ = records = of(results, label)
+                records = of(results, label)
                 moments = np.unique(np.linspace(1, results.runs[label].epochs, MOMENTS, dtype=int))
-                shown = [records[n] for n in moments if records[n]["seed"] == first["seed"]]
+                shown = [records[n] for n in moments]
                 height, width, channels = results.runs[label].dataset.image_shape
                 images = np.stack([from_text(record["images"]) for record in shown])
                 images = images // (256 // GREYS) * (255 // (GREYS - 1))

@@ -20,13 +20,12 @@ if __name__ == "__main__":  # Ctrl-C while the following imports take their seco
 
 import numpy as np
 from experiments import figures, flags
-from experiments.command_line import add_sweep, program
+from experiments.command_line import add_sweep, program, seeds_of
 from experiments.flags import Parser
-from experiments.folders import run_folder
 from experiments.optimizers import OPTIMIZERS
-from experiments.parts import compute, measured, provenance, table_of
+from experiments.parts import measured, provenance, run, table_of
 from experiments.report import Column, markdown
-from experiments.robustness import DIVERGED, add_methods, axes_of, different_numbers, label_of
+from experiments.robustness import DIVERGED, add_methods, axes_of, label_of
 from experiments.settings import Settings
 from experiments.studies.convergence import (
     BASE,
@@ -57,7 +56,7 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("problems").add_argument
     add(
         "--widths",
-        type=different_counts,
+        type=flags.different(flags.count),
         default="100,1000,4000",
         metavar="LIST",
         help="of the networks, comma-separated (default: %(default)s)",
@@ -74,13 +73,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def different_counts(text: str) -> tuple[int, ...]:
-    """Parses comma-separated whole numbers, each at most once."""
-    different_numbers(text)
-    return flags.listed(flags.count)(text)
-
-
-def solve(problem: Problem, args: Namespace) -> Settings:
+def solve(problem: Problem, args: Namespace, seeds: Sequence[int]) -> Settings:
     """Trains with every method, b0 and seed, and measures slopes.
 
     Returns:
@@ -88,8 +81,8 @@ def solve(problem: Problem, args: Namespace) -> Settings:
       error relative to the first, at the steps in `steps_drawn`; and `around`, the slopes of
       SGD_Constant with b0 in `MULTIPLES` of η L / 2, None where it diverges.
     """
-    data = drawn(problem, range(args.seeds), args.steps)
-    b0 = np.repeat(np.array(args.b0)[:, None], args.seeds, axis=1)
+    data = drawn(problem, seeds, args.steps)
+    b0 = np.repeat(np.array(args.b0)[:, None], len(seeds), axis=1)
     shown = steps_drawn(args.steps)
     measures, curves = {}, {}
     for name in args.methods:
@@ -158,6 +151,12 @@ def pictures(titles: Iterable[str]) -> dict[str, list[str]]:
     return {"regression.png": regressions, "networks.png": networks}
 
 
+def draw(results: Settings, folder: Path) -> None:
+    """Draws the pictures."""
+    for picture, titles in pictures(results["parts"]).items():
+        draw_errors(results, titles, folder / picture)
+
+
 def draw_errors(results: Settings, titles: Sequence[str], path: Path) -> None:
     """Draws the error over the steps: a row for each problem, a panel for each method."""
     methods, values = axes_of(results["parts"][titles[0]]["curves"])
@@ -188,23 +187,18 @@ def draw_errors(results: Settings, titles: Sequence[str], path: Path) -> None:
 @program(make_parser)
 def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
-    where = run_folder(args.root, args.exp_name, otherwise="linear_convergence", resume=args.resume)
-    with where as folder:
-        settings = {
-            "methods": args.methods,
-            "b0": args.b0,
-            "steps": args.steps,
-            "seeds": list(range(args.seeds)),
-        }
-        parts = {
-            title: partial(solve, problem, args) for title, problem in problems(args.widths).items()
-        }
-        results = compute(folder, settings, parts, parser.flag_of)
-        (folder / "table.md").write_text(page(results), encoding="utf-8")
-        for picture, titles in pictures(results["parts"]).items():
-            draw_errors(results, titles, folder / picture)
-        print(f"\n{page(results)}\nAll of it is in {folder.resolve()}")
-    return 0
+    seeds = seeds_of(args)
+    settings = {
+        "methods": args.methods,
+        "b0": args.b0,
+        "steps": args.steps,
+        "seeds": list(seeds),
+    }
+    parts = {
+        title: partial(solve, problem, args, seeds)
+        for title, problem in problems(args.widths).items()
+    }
+    return run(args, parser, "linear_convergence", settings, parts, page, draw)
 
 
 if __name__ == "__main__":

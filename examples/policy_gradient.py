@@ -16,6 +16,7 @@ instead how far the mean return is from the highest.
 import signal
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,14 +26,13 @@ if __name__ == "__main__":  # Ctrl-C while the following imports take their seco
 
 import numpy as np
 from experiments import figures, flags
-from experiments.command_line import add_sweep, program
+from experiments.command_line import add_sweep, program, seeds_of
 from experiments.config import SettingError
 from experiments.flags import Parser
-from experiments.folders import run_folder
 from experiments.optimizers import OPTIMIZERS
-from experiments.parts import compute, measured, provenance, table_of
+from experiments.parts import measured, provenance, run, table_of
 from experiments.report import Column
-from experiments.robustness import add_methods, different_numbers, label_of
+from experiments.robustness import add_methods, label_of
 from experiments.settings import Settings
 
 FINAL = Column("return at the end", "final", form=".0f")
@@ -68,7 +68,7 @@ def make_parser() -> Parser:
     add(
         "--lr",
         dest="learning_rates",
-        type=different_numbers,
+        type=flags.different(flags.positive),
         default="0.1,1,10",
         metavar="LIST",
         help="learning rates η, comma-separated (default: %(default)s)",
@@ -84,7 +84,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def train(learning_rate: float, args: Namespace) -> Settings:
+def train(learning_rate: float, args: Namespace, seeds: Sequence[int]) -> Settings:
     """Trains with every method, b0 and seed; returns what `parts.measured` does."""
     from experiments.studies.policy_gradient import mean_returns
 
@@ -95,7 +95,7 @@ def train(learning_rate: float, args: Namespace) -> Settings:
             args.loss,
             learning_rate,
             np.float32(args.b0),
-            np.arange(args.seeds),
+            np.array(seeds),
             args.updates,
             args.episodes,
         )
@@ -121,7 +121,7 @@ def page(results: Settings) -> str:
     return "\n".join(lines)
 
 
-def draw(results: Settings, path: Path) -> None:
+def draw(results: Settings, folder: Path) -> None:
     """Draws both measures over b0: a panel for each learning rate, a line for each method.
 
     Lines are means over the seeds, bands reach from the lowest to the highest seed. Where an entry
@@ -134,7 +134,7 @@ def draw(results: Settings, path: Path) -> None:
         f"range of {len(results['seeds'])} seeds"
     )
     size = (2.8 * len(parts) + 2, 6)
-    with figures.picture(path, size, title, dpi=100) as figure:
+    with figures.picture(folder / "policy_gradient.png", size, title, dpi=100) as figure:
         grid = figure.subplots(2, len(parts), sharex=True, sharey=True, squeeze=False)
         for row, column in zip(grid, (FINAL, AREA), strict=True):
             for axes, (name, part) in zip(row, parts.items(), strict=True):
@@ -167,22 +167,17 @@ def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
     if find_spec("gymnax") is None:
         raise SettingError("gymnax", "is not installed; the extra `control` has it")
-    where = run_folder(args.root, args.exp_name, otherwise="policy_gradient", resume=args.resume)
-    with where as folder:
-        settings = {
-            "methods": args.methods,
-            "b0": args.b0,
-            "updates": args.updates,
-            "episodes": args.episodes,
-            "loss": args.loss,
-            "seeds": list(range(args.seeds)),
-        }
-        parts = {f"η = {rate:g}": partial(train, rate, args) for rate in args.learning_rates}
-        results = compute(folder, settings, parts, parser.flag_of)
-        (folder / "table.md").write_text(page(results), encoding="utf-8")
-        draw(results, folder / "policy_gradient.png")
-        print(f"\n{page(results)}\nAll of it is in {folder.resolve()}")
-    return 0
+    seeds = seeds_of(args)
+    settings = {
+        "methods": args.methods,
+        "b0": args.b0,
+        "updates": args.updates,
+        "episodes": args.episodes,
+        "loss": args.loss,
+        "seeds": list(seeds),
+    }
+    parts = {f"η = {rate:g}": partial(train, rate, args, seeds) for rate in args.learning_rates}
+    return run(args, parser, "policy_gradient", settings, parts, page, draw)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ weights are timm's, downloaded or from `--weights FILE`; `--scratch` begins with
 `--help` lists all flags.
 """
 
+import os
 import signal
 import sys
 from argparse import Namespace
@@ -88,7 +89,7 @@ def settings_of(args: Namespace) -> dict[str, Any]:
       SettingError: if there is something wrong with the file.
     """
     beside = HERE / args.config
-    path = args.config if args.config.exists() or not beside.exists() else beside
+    path = args.config if os.path.exists(args.config) or not os.path.exists(beside) else beside
     given = {e.setting: vars(args)[e.setting] for e in ENTRIES if e.setting in args}
     return config_file.read(path, ENTRIES) | given
 

@@ -85,6 +85,18 @@ def listed(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     return lambda text: tuple(kind(part) for part in text.split(","))
 
 
+def different(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """Returns a flag's type: comma-separated numbers of a kind that look different in a table."""
+
+    def parse(text: str) -> tuple[Any, ...]:
+        values = listed(kind)(text)
+        if len({f"{value:g}" for value in values}) < len(values):
+            raise argparse.ArgumentTypeError(f"must be different numbers, got {text!r}")
+        return values
+
+    return parse
+
+
 def pair(
     wanted: str, first: Callable[[str], Any], second: Callable[[str], Any]
 ) -> Callable[[str], tuple[Any, Any]]:

@@ -2,6 +2,7 @@
 
 import fcntl
 import itertools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,9 +39,9 @@ def run_folder(root: Path, name: str | None, *, otherwise: str, resume: bool) ->
     if name is None:
         numbered = (root / f"{otherwise}-{number}" for number in itertools.count(1))
         folder, is_new = next(filter(_is_made, numbered)), True
-    else:
-        folder, is_new = root / name, not (root / name).exists()
-    if folder.exists() and not folder.is_dir():
+    else:  # Of what may not be looked at, or has an impossible name, mkdir says what is wrong.
+        folder, is_new = root / name, not os.path.exists(root / name)
+    if os.path.isfile(folder):
         raise SettingError("exp_name", f"{folder} is a file")
     if not is_new and not resume:
         raise SettingError("exp_name", f"there is a run in {folder}; --resume resumes it")

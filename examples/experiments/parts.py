@@ -1,7 +1,6 @@
 """A study in parts, each of which is computed at once: methods × b0 × seeds, in few calls.
 
-    with run_folder(...) as folder:
-        results = compute(folder, settings, {"width 100": lambda: {...}, ...}, parser.flag_of)
+    return run(args, parser, "linear_convergence", settings, {"width 100": ..., ...}, page, draw)
 
 Where all runs together are a single compiled program there are no epochs to record or to resume
 from. The parts are what is resumed, and are written as they come.
@@ -11,6 +10,7 @@ import json
 import shlex
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,10 +18,52 @@ from pathlib import Path
 import numpy as np
 
 from experiments.checkpoints import OtherRun, differences
+from experiments.config import SettingError
+from experiments.flags import Parser
+from experiments.folders import run_folder
 from experiments.optimizers import OPTIMIZERS
 from experiments.report import Column, numbers
 from experiments.robustness import DIVERGED, label_of, table_over_b0
 from experiments.settings import Settings, circumstances, read_json, shown_command, write_json
+
+
+def run(
+    args: Namespace,
+    parser: Parser,
+    name: str,
+    settings: Settings,
+    parts: Mapping[str, Callable[[], Settings]],
+    page: Callable[[Settings], str],
+    draw: Callable[[Settings, Path], None],
+) -> int:
+    """Computes the parts, as `compute` does, and leaves table and pictures in a folder.
+
+    Args:
+      args: the flags of `command_line.add_sweep`.
+      parser: their parser.
+      name: of the program, and of a new folder.
+      settings: see `compute`.
+      parts: likewise.
+      page: makes the text of `table.md`, which is also printed, from the results.
+      draw: draws the results into files of a folder.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      SettingError: if a file cannot be read or written, or as `run_folder` does.
+      OtherRun: as `compute` does.
+    """
+    with run_folder(args.root, args.exp_name, otherwise=name, resume=args.resume) as folder:
+        try:
+            results = compute(folder, settings, parts, parser.flag_of)
+            (folder / "table.md").write_text(page(results), encoding="utf-8")
+            draw(results, folder)
+        except OSError as error:
+            what = f"cannot read or write {error.filename}: {error.strerror}"
+            raise SettingError("root", what) from error
+        print(f"\n{page(results)}\nAll of it is in {folder.resolve()}")
+    return 0
 
 
 def compute(
@@ -46,14 +88,18 @@ def compute(
       OtherRun: if the folder's results were made with other settings.
     """
     path, settings = folder / "results.json", json.loads(json.dumps(settings))
-    before = read_json(path)
+    before = read_json(path) or read_json(folder / "settings.json")
     there = {name: before.get(name) for name in settings}
     if before and (differing := differences(there, settings, flag_of)):
         what = ", ".join(differing.values())
         raise OtherRun(f"{folder} is of another run: {what}", differing)
-    done = before.get("parts", {})
+    done = read_json(path).get("parts")
+    done = done if isinstance(done, dict) else {}
+    # Those of all processes that have computed something.
+    commands = [before["command"]] if done else []
+    commands.append(shown_command(shlex.join([sys.executable, *sys.argv])))
     results = {
-        "command": shown_command(shlex.join([sys.executable, *sys.argv])),
+        "command": "; ".join(dict.fromkeys(commands)),
         **settings,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         **circumstances(),
@@ -78,8 +124,8 @@ def measured(
     """Returns the measures of a part, as `robustness.table_over_b0` takes them.
 
     Args:
-      by_method: the measures of each method by their names, each of shape (b0, seeds). NaN is a
-        run that has diverged.
+      by_method: the measures of each method by their names, each of shape (b0, seeds). A run of
+        which all are NaN has diverged.
       values: of b0.
 
     Returns:
@@ -90,7 +136,7 @@ def measured(
     for method, measures in by_method.items():
         for n, b0 in enumerate(values):
             label = label_of(OPTIMIZERS[method].label, b0)
-            lost = np.flatnonzero(np.isnan([of_b0[n] for of_b0 in measures.values()]).any(axis=0))
+            lost = np.flatnonzero(np.isnan([of_b0[n] for of_b0 in measures.values()]).all(axis=0))
             diverged += [f"{label} {DIVERGED}, from seed {seed}" for seed in lost]
             if not lost.size:
                 entries[label] = {

@@ -222,9 +222,9 @@ def _cut_off(content: bytes) -> str | None:
         ends = {
             name: tensor["data_offsets"][1] for name, tensor in header.items() if name[0] != "_"
         }
+        missing = {end: name for name, end in ends.items() if end > len(content) - begin}
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
-    missing = {end: name for name, end in ends.items() if end > len(content) - begin}
     return f"is cut short, within or before {missing[min(missing)]}" if missing else None
 
 

@@ -12,7 +12,6 @@ A program with a parser of its own adds the flags of methods and b0 with `add_me
 its sweep of `entries_of` and `report_robustness`.
 """
 
-import argparse
 import re
 from argparse import Namespace
 from collections import Counter
@@ -34,6 +33,8 @@ from experiments.sweep import Entry, Results, Sweep, title_of
 
 METHODS = tuple(name for name, row in OPTIMIZERS.items() if "b0" in row.settings)
 B0 = "0.01,0.1,1,10,100"
+# Its square is a number in float32, too.
+POSSIBLE = flags.number("from 1e-15 to 1e15", lambda b0: 1e-15 <= b0 <= 1e15)
 DIVERGED = "diverged"
 SPREAD = "best − worst"
 
@@ -84,19 +85,11 @@ def add_methods(parser: Parser) -> None:
     )
     add(
         "--b0",
-        type=different_numbers,
+        type=flags.different(POSSIBLE),
         default=B0,
         metavar="LIST",
         help="values of b0, comma-separated (default: %(default)s)",
     )
-
-
-def different_numbers(text: str) -> tuple[float, ...]:
-    """Parses comma-separated positive numbers that look different in a table."""
-    values = flags.listed(flags.positive)(text)
-    if len({f"{value:g}" for value in values}) < len(values):
-        raise argparse.ArgumentTypeError(f"must be different numbers, got {text!r}")
-    return values
 
 
 def label_of(method: str, b0: float) -> str:

@@ -102,12 +102,13 @@ def shown_command(command: str) -> str:
     return re.sub(r"(--data_path[ =])\S+", r"\1DIR", command)
 
 
-def read_json(path: Path) -> Any:
-    """Returns what is in a JSON file; nothing where it is damaged or not there."""
+def read_json(path: Path) -> Settings:
+    """Returns the object in a JSON file; an empty one where it is damaged or not there."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -5,6 +5,8 @@ import functools
 import json
 import math
 import string
+from dataclasses import replace
+from pathlib import Path
 
 import fine_tuning
 import jax
@@ -106,10 +108,10 @@ def test_every_method_starts_from_the_pretrained_network_with_a_new_head(flags, 
     assert "another run: --pretraining_epochs is 3 there and 4 here" in capsys.readouterr().err
 
 
-def from_known_weights(network):
+def from_known_weights():
     """The first state of fine-tuning from the weights of another seed; and these."""
     dataset = fine_tuning.halves_of(data.load("digits"))[1]
-    model = Model(functools.partial(network, (8, 8, 1), 5), dataset, name="mine")
+    model = Model(functools.partial(Tiny, (8, 8, 1), 5), dataset, name="mine")
     params, stats = init_weights(model, 7)
     known = trained.Trained(None, 0, params, stats, [])
     return fine_tuning.with_new_head(lambda seed: known, model, optax.sgd(0.1), 1), params
@@ -117,16 +119,24 @@ def from_known_weights(network):
 
 def test_what_is_pretrained_survives_the_first_step():
     """The state is donated to it."""
-    state, params = from_known_weights(Tiny)
+    state, params = from_known_weights()
     np.testing.assert_array_equal(state.params["hidden"]["kernel"], params["hidden"]["kernel"])
     assert np.any(state.params["head"]["kernel"] != params["head"]["kernel"])
     jax.tree.map(lambda leaf: leaf.delete(), state.params)
     assert np.isfinite(params["hidden"]["kernel"]).all()
 
 
-def test_a_network_without_a_head_is_named():
-    with pytest.raises(SettingError, match="mine has no layer `head`"):
-        from_known_weights(Headless)
+def test_a_network_without_a_head_is_named(monkeypatch):
+    monkeypatch.setitem(models.NETWORKS, "headless", Headless)
+    config = replace(fine_tuning.BASE, model="headless")
+    with pytest.raises(SettingError, match="headless has no layer `head`"):
+        fine_tuning.run_of_half(config, data.load("digits"), half=1)
+
+
+def test_what_is_wrong_with_fine_tuning_is_said_before_pretraining(flags, capsys):
+    assert fine_tuning.main([*flags, "--train_images", "3"]) == 2
+    assert "--train_images" in capsys.readouterr().err
+    assert not Path("runs").exists()
 
 
 def test_the_languages_of_names_are_learnt(tmp_path, monkeypatch):

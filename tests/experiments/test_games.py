@@ -22,7 +22,7 @@ from x64 import enable_x64
 
 import slrla_jax
 
-SETTINGS = games.Settings(0.2, (5, 4), (0.5, 0.6))
+SETTINGS = games.Settings(0.2, (5, 4, 2), (0.5, 0.6, 0.7))
 STEPS = 1_000  # The same in all tests, which then share what is compiled.
 
 
@@ -132,7 +132,7 @@ def test_layers_are_the_loops_of_the_paper():
                 v = step @ v
             inner = inner + 0.5 * (v - inner)
         outer = outer + 0.6 * (inner - outer)
-    cycle = games.cycle_matrix(step, *SETTINGS[1:])
+    cycle = games.cycle_matrix(step, (5, 4), (0.5, 0.6))
     np.testing.assert_allclose(cycle @ cycle @ w, outer, rtol=1e-12)
 
 
@@ -213,7 +213,7 @@ def test_the_bilinear_game_from_the_command_line(here, monkeypatch, capsys):
 
     # What is there is shown again, and not played again; another game is refused.
     monkeypatch.setattr(bilinear_game, "play", None)
-    monkeypatch.setattr(bilinear_game, "plot", lambda results, path: None)
+    monkeypatch.setattr(bilinear_game, "draw", lambda results, folder: None)
     assert bilinear_game.main([*TINY_GAME, "--resume"]) == 0
     assert json.loads((folder / "results.json").read_text()) == results
     assert bilinear_game.main([*TINY_GAME, "--resume", "--lr", "0.3"]) == 1
@@ -241,6 +241,7 @@ def error_line(main, flags, capsys):
         ("--lookahead 5_0.5,0_0.5", "--lookahead: must be a whole number, at least 1, got '0'"),
         ("--lookahead 5_0.5,5_2", "--lookahead: must be more than 0 and at most 1, got '2'"),
         ("--steps 99", "--steps: must be four cycles of 25 or more, got 99"),
+        ("--lr 3", "--lr: must be more than 0 and at most 2, got '3'"),
         ("--noise -1", "--noise: must be 0 or more"),
         ("--data_path .", "unrecognized arguments: --data_path"),
     ],
@@ -423,6 +424,7 @@ def test_the_gan_from_the_command_line(here, monkeypatch):
             "--epochs 1 --epoch_steps 99",
             "--lookahead (k): a run of 99 steps never syncs with a period of 100",
         ),
+        ("--lr 0.001,1e-3", "--lr: must be different numbers, got '0.001,1e-3'"),
         ("--shrink 3", "--shrink: must divide 8 × 8 pixels, got 3"),
         ("--optimizers sgd", "--optimizers: must be different names among adam, lookahead"),
         ("--dataset python_reference", "--dataset: must be images that fit into memory"),

@@ -6,6 +6,8 @@ from pathlib import Path
 import linear_convergence
 import numpy as np
 import pytest
+from experiments import parts as parts_of_a_study
+from experiments.checkpoints import OtherRun
 from experiments.studies import convergence
 
 RESULTS = Path(linear_convergence.__file__).parent / "results" / "adaloss"
@@ -140,3 +142,37 @@ def test_the_table_in_the_repository_is_that_of_the_program():
     folder = RESULTS / "convergence"
     results = json.loads((folder / "results.json").read_text())
     assert linear_convergence.page(results) == (folder / "table.md").read_text()
+
+
+def test_an_error_that_does_not_move_has_no_bend():
+    assert np.isnan(convergence.bend(np.ones(40)))
+    assert convergence.slope(np.ones(40)) == 0
+
+
+def test_a_folder_belongs_to_one_study(tmp_path):
+    """Also where its results are damaged, and where a sweep has been there before."""
+    settings, computed = {"steps": 7}, []
+
+    def compute(steps=7, parts="ab"):
+        def part(name):
+            return lambda: computed.append(name) or {"found": name}
+
+        return parts_of_a_study.compute(
+            tmp_path, settings | {"steps": steps}, {name: part(name) for name in parts}, str
+        )
+
+    compute(parts="a")
+    assert compute()["parts"]["b"]["found"] == "b"
+    assert computed == ["a", "b"]
+    results = tmp_path / "results.json"
+    for damaged in ("[]", "{", json.dumps(settings | {"command": "", "parts": [1]})):
+        results.write_text(damaged)
+        with pytest.raises(OtherRun, match="steps is 7 there and 8 here"):
+            compute(steps=8)
+        computed.clear()
+        compute()
+        assert computed == ["a", "b"]
+    results.unlink()
+    (tmp_path / "settings.json").write_text('{"entries": {}}')
+    with pytest.raises(OtherRun, match="steps is not given there"):
+        compute()

@@ -93,7 +93,7 @@ def test_a_diverged_entry_is_not_taken_for_another():
     ("flags", "message"),
     [
         ("--b0 1,1.0", "--b0: must be different numbers, got '1,1.0'"),
-        ("--b0 0,1", "--b0: must be a positive number, got '0'"),
+        ("--b0 0,1", "--b0: must be from 1e-15 to 1e15, got '0'"),
         ("--methods adaloss,sgd", "--methods: must be different names among adaloss, adagrad_norm"),
     ],
 )

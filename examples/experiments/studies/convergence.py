@@ -192,6 +192,8 @@ def slope(path: np.ndarray, begin: float = 0.5, end: float = 1.0) -> float:
 def bend(path: np.ndarray) -> float:
     """Returns the slope of the last quarter over that of the second: 1 if convergence is linear.
 
-    Of an error that falls like exp(−√t), as with steps that shrink like 1/√t, it is 0.65.
+    Of an error that falls like exp(−√t), as with steps that shrink like 1/√t, it is 0.65; of one
+    that does not move, NaN.
     """
-    return slope(path, 0.75, 1.0) / slope(path, 0.25, 0.5)
+    before = slope(path, 0.25, 0.5)
+    return slope(path, 0.75, 1.0) / before if before else float("nan")

@@ -177,35 +177,36 @@ class Method(NamedTuple):
       label: its name in tables and plots.
       step: returns the transformation of a step, from the learning rate.
       matrix: returns the matrix of a step, from A and the learning rate.
-      layers: of Lookahead around it.
+      layers: of Lookahead around it; None for as many as the settings have.
       gradients: how many a step takes.
     """
 
     label: str
     step: Callable[[float], optax.GradientTransformation]
     matrix: Callable[[np.ndarray, float], np.ndarray]
-    layers: int = 0
+    layers: int | None = 0
     gradients: int = 1
+
+    def layers_of(self, settings: Settings) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Returns the periods and the step sizes of the layers, the inner one first."""
+        return settings.sync_periods[: self.layers], settings.slow_step_sizes[: self.layers]
 
     def make(self, settings: Settings) -> optax.GradientTransformation:
         """Returns the whole transformation."""
         tx = self.step(settings.learning_rate)
-        periods, sizes = settings.sync_periods, settings.slow_step_sizes
-        if self.layers == 1:
+        periods, sizes = self.layers_of(settings)
+        if len(periods) == 1:
             return lookahead(tx, periods[0], sizes[0])
-        return multilayer_lookahead(tx, periods, sizes) if self.layers else tx
+        return multilayer_lookahead(tx, periods, sizes) if periods else tx
 
     def steps_per_cycle(self, settings: Settings) -> int:
         """Returns how many steps there are from one sync of the outermost layer to the next."""
-        return int(np.prod(settings.sync_periods[: self.layers], dtype=int))
+        return int(np.prod(self.layers_of(settings)[0], dtype=int))
 
     def rate(self, a: np.ndarray, settings: Settings) -> float:
         """Returns the factor of the distance per step that the matrix of a cycle predicts."""
-        cycle = cycle_matrix(
-            self.matrix(a, settings.learning_rate),
-            settings.sync_periods[: self.layers],
-            settings.slow_step_sizes[: self.layers],
-        )
+        step = self.matrix(a, settings.learning_rate)
+        cycle = cycle_matrix(step, *self.layers_of(settings))
         return spectral_radius(cycle) ** (1 / self.steps_per_cycle(settings))
 
 
@@ -222,7 +223,7 @@ def ahead(eta: float) -> optax.GradientTransformation:
 METHODS: Mapping[str, Method] = {
     "gda": Method("GDA", optax.sgd, simultaneous_matrix),
     "lookahead": Method("Lookahead", optax.sgd, simultaneous_matrix, layers=1),
-    "nested_lookahead": Method("Nested Lookahead", optax.sgd, simultaneous_matrix, layers=2),
+    "nested_lookahead": Method("Nested Lookahead", optax.sgd, simultaneous_matrix, layers=None),
     "alternating": Method("Alternating GDA", in_turn, alternating_matrix),
     "alternating_lookahead": Method("Alternating Lookahead", in_turn, alternating_matrix, layers=1),
     "extragradient": Method("Extragradient", ahead, extragradient_matrix, gradients=2),
@@ -277,7 +278,7 @@ def distances(
             game.gradients(w), state, w, grad_fn=game.gradients
         )
         w = optax.apply_updates(w, updates)
-        return (w, state), distance(slow_params(state, w) if method.layers else w)
+        return (w, state), distance(slow_params(state, w) if method.layers != 0 else w)
 
     def play(w: Weights, key: jax.Array) -> jax.Array:
         _, after = jax.lax.scan(step, (w, tx.init(w)), jax.random.split(key, steps))
