@@ -17,6 +17,7 @@ import matplotlib.image
 import numpy as np
 import optax
 import pytest
+from error_lines import error_line
 from experiments import data, names, report, sweep
 from experiments import models as networks
 from experiments import train as loop
@@ -262,19 +263,6 @@ def test_too_many_stages():
         stage_lengths(9, (0.3, 0.6, 0.8), sync_periods=(5,) * 4)
 
 
-def error_line(flags, capsys):
-    """The one line that is printed where flags are wrong."""
-    try:
-        code = compare.main(flags)
-    except SystemExit as exit_:
-        code = exit_.code
-    assert code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    return captured.err
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -312,13 +300,13 @@ def error_line(flags, capsys):
     ],
 )
 def test_wrong_flags(here, capsys, flags, message):
-    assert message in error_line(flags.split(), capsys)
+    assert message in error_line(compare.main, flags.split(), capsys)
     assert list(here.iterdir()) == []
 
 
 def test_a_folder_is_not_overwritten(here, capsys):
     (here / "runs/mine").mkdir(parents=True)
-    line = error_line([*TINY, "--name", "mine"], capsys)
+    line = error_line(compare.main, [*TINY, "--name", "mine"], capsys)
     assert "--name: there is a run in runs/mine; --resume resumes it" in line
     assert list((here / "runs/mine").iterdir()) == []
 

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.linalg
+from error_lines import error_line
 from experiments import data
 from experiments.config import SettingError
 from experiments.studies import games, gan, judge, players
@@ -218,19 +219,6 @@ def test_the_bilinear_game_from_the_command_line(here, monkeypatch, capsys):
     assert json.loads((folder / "results.json").read_text()) == results
     assert bilinear_game.main([*TINY_GAME, "--resume", "--lr", "0.3"]) == 1
     assert "is of another run: --lr" in capsys.readouterr().err
-
-
-def error_line(main, flags, capsys):
-    """The one line that is printed where flags are wrong."""
-    try:
-        code = main(flags.split())
-    except SystemExit as exit_:
-        code = exit_.code
-    assert code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 @pytest.mark.parametrize(

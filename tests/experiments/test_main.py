@@ -14,6 +14,7 @@ import main
 import numpy as np
 import optax
 import pytest
+from error_lines import error_line
 from experiments import data, optimizers, schedules, sweep
 from experiments.config import Config
 
@@ -486,18 +487,6 @@ def test_without_tensorboardx_there_is_no_folder(here, capsys, monkeypatch):
     assert list(here.iterdir()) == []
 
 
-def error_line(flags, capsys):
-    try:
-        code = main.main(flags.split())
-    except SystemExit as exit_:
-        code = exit_.code
-    assert code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    return captured.err
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -534,7 +523,7 @@ def error_line(flags, capsys):
     ],
 )
 def test_wrong_flags(here, capsys, flags, message):
-    assert message in error_line(f"{SMALL} --train_batch_size 40 {flags}", capsys)
+    assert message in error_line(main.main, f"{SMALL} --train_batch_size 40 {flags}", capsys)
     assert list(here.iterdir()) == []
 
 
