@@ -16,7 +16,6 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # Ctrl-C while the following imports take their seconds is no error.
@@ -26,7 +25,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from experiments import flags, robustness, sweep, train, trained
-from experiments.command_line import config_of, program, report_training, seeds_of
+from experiments.command_line import (
+    config_of,
+    options_inside,
+    program,
+    report_training,
+    seeds_of,
+)
 from experiments.config import Config, SettingError
 from experiments.data import Data, Dataset
 from experiments.flags import Parser
@@ -185,14 +190,7 @@ def fine_tuning_of(
 @program(make_parser, again="the same command")
 def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
-    folder = args.exp_name or f"{Path(parser.prog).stem}-{args.dataset}"
-    options = {
-        "root": args.root / folder,
-        "data_path": args.data_path,
-        "resume": True,
-        "one_device": True,
-        "flag_of": parser.flag_of,
-    }
+    options = options_inside(args, parser)
     before = pretraining_of(args, parser, options)
     after = fine_tuning_of(args, parser, options, before)
     sweep.build(after)  # What is wrong with it is said before pre-training.

@@ -1,4 +1,4 @@
-"""Compares SGD with averaging, Lookahead, SNOO and primal averaging on a small image classifier.
+"""Compares SGD with averaging, Lookahead in layers, SNOO and primal averaging on small images.
 
     python examples/image_classifier.py --dataset fashion_mnist --data_path DIR
 
@@ -25,8 +25,9 @@ def make_parser() -> Parser:
     """Returns the parser of the command line."""
     return tuning.make_parser(
         "image_classifier.py",
-        "Compare SGD with averages of its weights, schedule-free learning, Lookahead, SNOO and "
-        "primal averaging around it: the same initial weights, batches and number of gradients.",
+        "Compare SGD with averages of its weights, schedule-free learning, Lookahead in one to "
+        "three layers, SNOO and primal averaging around it: the same initial weights, batches and "
+        "number of gradients.",
         PROBLEM,
     )
 

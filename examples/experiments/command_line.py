@@ -66,9 +66,9 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
         "help": "passes over the training images (default: %(default)s)",
     },
     "epoch_steps": {
-        "type": flags.count,
+        "type": flags.optional(flags.count),
         "metavar": "N",
-        "help": "how many steps are called an epoch; None for a pass over the training data "
+        "help": "how many steps are called an epoch; none for a pass over the training data "
         "(default: %(default)s)",
     },
     "batch_size": {
@@ -305,6 +305,18 @@ def sweep_options(args: argparse.Namespace, parser: Parser) -> dict[str, Any]:
         "otherwise": f"{Path(parser.prog).stem}-{args.dataset}",
         "data_path": args.data_path,
         "resume": args.resume,
+        "flag_of": parser.flag_of,
+    }
+
+
+def options_inside(args: argparse.Namespace, parser: Parser) -> dict[str, Any]:
+    """Returns the options of several sweeps that are in one folder, and always resume."""
+    folder = args.exp_name or f"{Path(parser.prog).stem}-{args.dataset}"
+    return {
+        "root": args.root / folder,
+        "data_path": args.data_path,
+        "resume": True,
+        "one_device": True,
         "flag_of": parser.flag_of,
     }
 

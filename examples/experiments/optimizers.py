@@ -289,6 +289,7 @@ class Optimizer:
       gradients: returns how many gradients a training step takes.
       longest_period: returns the most steps between two syncs; 0 if there are no syncs.
       settings: the fields of the configuration that it reads, besides those of every optimizer.
+      kind: says in a word or two which of several optimizers of that name it is.
     """
 
     label: str
@@ -297,12 +298,11 @@ class Optimizer:
     gradients: Callable[[Config], int] = lambda config: 1
     longest_period: Callable[[Config], int] = lambda config: 0
     settings: tuple[str, ...] = ()
+    kind: Callable[[Config], str] = lambda config: ""
 
     def label_of(self, config: Config) -> str:
-        """Returns the label, with the number of layers if there may be any number."""
-        if self.make is not make_multilayer_lookahead:
-            return self.label
-        return f"{self.label}, {len(config.each_layer('sync_period'))} layers"
+        """Returns the label, with its kind where there are several."""
+        return ", ".join(filter(None, (self.label, self.kind(config))))
 
 
 def sam_row(label: str, rho: float, *, adaptive: bool) -> Optimizer:
@@ -336,9 +336,12 @@ def syncing_row(
     make: Callable[[Config, Stages], optax.GradientTransformation],
     settings: tuple[str, ...] = PERIOD,
     longest_period: Callable[[Config], int] = of_the_stages,
+    kind: Callable[[Config], str] = lambda config: "",
 ) -> Optimizer:
     """An optimizer with slow weights that are renewed at syncs."""
-    return Optimizer(label, make, slow_params, longest_period=longest_period, settings=settings)
+    return Optimizer(
+        label, make, slow_params, longest_period=longest_period, settings=settings, kind=kind
+    )
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
@@ -361,6 +364,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         "Multilayer Lookahead",
         make_multilayer_lookahead,
         longest_period=lambda config: math.prod(config.each_layer("sync_period")),
+        kind=lambda config: f"{len(config.each_layer('sync_period'))} layers",
     ),
     "snoo": syncing_row(
         "SNOO", make_snoo, ("sync_period", "outer_learning_rate", "outer_momentum")

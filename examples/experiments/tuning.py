@@ -16,13 +16,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments import flags, sweep
-from experiments.command_line import add_settings, add_sweep, config_of, seeds_of
+from experiments.command_line import (
+    add_settings,
+    add_sweep,
+    config_of,
+    options_inside,
+    seeds_of,
+)
 from experiments.config import Config, SettingError
 from experiments.figures import leads
 from experiments.flags import Parser
@@ -197,14 +202,7 @@ def make_parser(prog: str, description: str, problem: Problem) -> Parser:
 
 def run(args: Namespace, parser: Parser, problem: Problem) -> int:
     """Runs the command line: perhaps tunes, then compares; returns the exit code."""
-    folder = args.exp_name or f"{Path(parser.prog).stem}-{args.dataset}"
-    options = {
-        "root": args.root / folder,
-        "data_path": args.data_path,
-        "resume": True,
-        "one_device": True,
-        "flag_of": parser.flag_of,
-    }
+    options = options_inside(args, parser)
     if args.tune:
         starts = {n: config_of(args, problem.start(n)) for n in args.optimizers}
         configs = tuned_and_recorded(problem, starts, options)

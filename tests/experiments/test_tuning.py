@@ -152,6 +152,12 @@ def test_tuning_finds_the_best(lower):
     assert len({in_words(config) for config in together}) == len(together)
 
 
+def test_the_length_of_an_epoch_may_be_that_of_the_data():
+    args = image_classifier.make_parser().parse_args(["--epoch_steps", "none"])
+    assert args.epoch_steps is None
+    assert text_recipe.BASE.epoch_steps == 100
+
+
 def test_an_optimizer_that_always_diverges():
     starts = {name: PROBLEM.start(name) for name in PROBLEM.starts}
     with pytest.raises(SettingError, match="snoo diverges with every candidate"):
