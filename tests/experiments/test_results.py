@@ -11,7 +11,7 @@ import gan
 import linear_convergence
 import policy_gradient
 import pytest
-from experiments.report import page
+from experiments.report import TRAINING, page
 from experiments.robustness import table_over_b0
 
 RESULTS = Path(gan.__file__).parent / "results"
@@ -24,10 +24,15 @@ PAGES = {
     "games/gan": partial(
         page, columns=gan.COLUMNS, pictures=["gan.png", "images.png"], compared=False
     ),
+    "robustness/fine_tuning_cnn/pretraining": partial(page, columns=TRAINING),
+    "robustness/fine_tuning_vit/pretraining": partial(page, columns=TRAINING),
     "robustness/fine_tuning_cnn": partial(over_b0, pictures=["fine_tuning.png"]),
     "robustness/fine_tuning_vit": partial(over_b0, pictures=["fine_tuning.png"]),
     "robustness/text_classifier": partial(over_b0, pictures=["text_classifier.png"]),
 }
+
+
+OVER_B0 = [name for name in PAGES if re.fullmatch(r"robustness/\w+", name)]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -39,7 +44,7 @@ def test_a_table_is_that_of_its_numbers(name):
         assert 10_000 < (folder / picture).stat().st_size < 300_000
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("robustness")])
+@pytest.mark.parametrize("name", OVER_B0)
 def test_the_page_over_b0_has_their_numbers(name):
     rows = [x for x in (RESULTS / name / "table.md").read_text().splitlines() if x[:1] == "|"]
     assert "\n".join(rows) in (RESULTS / "robustness/README.md").read_text()
