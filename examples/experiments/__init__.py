@@ -10,7 +10,9 @@ sweep.py        configurations × seeds → records, with a folder, checkpoints 
 report.py       records → a table
 pretrained.py   timm's weights for a network to begin with
 configs/        recipes
-studies/        sharpness, noise on the weights, tasks in sequence, many settings at once
+robustness.py   methods × b0, as entries, table and picture
+parts.py        studies whose runs are one compiled program
+studies/        sharpness, noise on the weights, tasks in sequence, many settings at once, games
 """
 
 from importlib.util import find_spec
