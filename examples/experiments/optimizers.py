@@ -129,18 +129,30 @@ def plain(name: str) -> Callable[[Config, Stages], optax.GradientTransformation]
     return make
 
 
+def lookahead_around(
+    inner: optax.GradientTransformation, config: Config
+) -> optax.GradientTransformationExtraArgs:
+    """Lookahead with the configured settings."""
+    return lookahead(inner, config.sync_period, config.slow_step_size)
+
+
+def layers_around(
+    inner: optax.GradientTransformation, config: Config
+) -> optax.GradientTransformationExtraArgs:
+    """Lookahead around Lookahead: two layers with the same settings, or as many as are given."""
+    return multilayer_lookahead(
+        inner, config.each_layer("sync_period"), config.each_layer("slow_step_size")
+    )
+
+
 def make_lookahead(config: Config, stages: Stages) -> optax.GradientTransformation:
     """Lookahead around the inner optimizer, whatever the stages of the learning rate are."""
-    return lookahead(inner_of(config)(stages.schedule), config.sync_period, config.slow_step_size)
+    return lookahead_around(inner_of(config)(stages.schedule), config)
 
 
 def make_multilayer_lookahead(config: Config, stages: Stages) -> optax.GradientTransformation:
-    """Lookahead around Lookahead: two layers with the same settings, or as many as are given."""
-    return multilayer_lookahead(
-        inner_of(config)(stages.schedule),
-        config.each_layer("sync_period"),
-        config.each_layer("slow_step_size"),
-    )
+    """Lookahead in layers around the inner optimizer."""
+    return layers_around(inner_of(config)(stages.schedule), config)
 
 
 def make_snoo(config: Config, stages: Stages) -> optax.GradientTransformation:

@@ -20,7 +20,7 @@ from flax import nnx
 
 from experiments.config import Config, SettingError
 from experiments.data import Data, Dataset
-from experiments.optimizers import inner_of
+from experiments.optimizers import inner_of, layers_around, lookahead_around
 from experiments.records import Record
 from experiments.run import Run, run_of
 from experiments.signals import Stop
@@ -36,7 +36,6 @@ from experiments.studies.judge import (
 )
 from experiments.studies.players import alternating
 from experiments.train import Epoch, OnStep, Stopped
-from slrla_jax import lookahead, multilayer_lookahead
 
 NOISE, WIDTH = 32, 128
 PLAYERS = ("discriminator", "generator")  # In the order in which they step.
@@ -48,10 +47,8 @@ Params = dict[str, Any]
 # What stands around both players, from the transformation that makes their steps.
 AROUND: Mapping[str, Callable[[optax.GradientTransformation, Config], Any]] = {
     "adam": lambda inner, config: inner,
-    "lookahead": lambda inner, config: lookahead(inner, config.sync_period, config.slow_step_size),
-    "multilayer_lookahead": lambda inner, config: multilayer_lookahead(
-        inner, config.sync_period, config.slow_step_size
-    ),
+    "lookahead": lookahead_around,
+    "multilayer_lookahead": layers_around,
 }
 
 
