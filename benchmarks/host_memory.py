@@ -135,10 +135,11 @@ def report(results: dict[str, Any]) -> str:
         *("copies of the params held on the device", "with θ on the host"),
         "the same bits",
     ]
-    return (
+    conditions = (
         f"{heading(results)} Params of {results['params_bytes'] / 1e6:.1f} MB; medians of "
-        f"{results['rounds']} rounds of 5 steps, seed {results['seed']}.\n\n{markdown(header, rows)}"
+        f"{results['rounds']} rounds of 5 steps, seed {results['seed']}."
     )
+    return f"{conditions}\n\n{markdown(header, rows)}"
 
 
 def main() -> None:
