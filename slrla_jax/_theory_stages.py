@@ -5,8 +5,7 @@ import numpy as np
 from slrla_jax import _arguments as arguments
 from slrla_jax._slrla import Stage
 
-# How far, relatively, a stage may fall short of its length. Without it the rounding of 72 / 0.6
-# would cost a cycle.
+# By what fraction a stage may be too short, so that rounding errors in G² / (2 λ ε_0) cost no cycle.
 ROUNDING = 1e-9
 
 

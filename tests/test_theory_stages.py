@@ -115,6 +115,14 @@ def test_the_first_stage_by_default(alpha, steps):
     assert stage == Stage(steps // 5, 1 / 6, 0.5 / 6, 5, alpha)
 
 
+def test_rounding_errors_cost_no_cycle():
+    assert 72 * (0.1 * 0.1 / (2 * 0.1)) / 0.01 / 0.8 > 450, "what exactly is 450 is rounded up"
+    assert [stage.length for stage in theory_stages(1350, 0.1, 0.1, initial_error=0.01)] == [
+        450,
+        900,
+    ]
+
+
 def test_what_is_left_lengthens_the_last_stage():
     lengths = [stage.length for stage in theory_stages(90 + 180 + 360 - 5, 1.0, 1.0)]
     assert lengths == [90, 535]
