@@ -5,7 +5,7 @@ import numpy as np
 from slrla_jax import _arguments as arguments
 from slrla_jax._slrla import Stage
 
-# By what fraction a stage may be too short, so that rounding errors in G² / (2 λ ε_0) cost no cycle.
+# By what fraction a stage may be too short: rounding errors in G² / (2 λ ε_0) cost no cycle.
 ROUNDING = 1e-9
 
 
