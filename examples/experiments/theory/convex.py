@@ -1,0 +1,233 @@
+"""Theorem 1: convex problems, with a constant learning rate η ∝ 1/√(kT).
+
+Prediction: the optimisation error is O(1 / (α √(kT))) and the generalisation error
+O(α √(kT) / n), so that the excess risk is lowest at α = O(min(1, √(n / (kT)))).
+
+Experiment: every α with every number of samples n and of gradients kT, on data sets of their own.
+Beside it SGD with the learning rate α η, which moves as far in as many gradients.
+
+Least squares with the eigenvalues 1/j, θ*_j² ∝ 1/j and d directions is as hard as the theorem
+allows. After the time s = α η kT, gradient flow has the bias Σ λ_j θ*_j² exp(−2 λ_j s) / 2 ≈ 1/(4s)
+and the variance σ²/(2n) Σ (1 − exp(−λ_j s))² ≈ ln 2 σ² s/n, as long as s is well below d.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from experiments import figures
+from experiments.theory import fits, plots, runs
+from experiments.theory.problems import Problem, least_squares, logistic
+from slrla_jax import lookahead
+
+TITLE = "Theorem 1, convex"
+PREDICTION = "optimisation error 1/(α√(kT)), generalisation error α√(kT)/n, best α √(n/(kT))"
+K = 5
+SCALE = 0.5  # η √(kT)
+ALPHAS = np.geomspace(0.03, 1.0, 10)
+SAMPLES = (200, 800, 3_200)
+FRACTIONS = (1 / 16, 1 / 4, 1)  # Of the steps asked for.
+# Where s = α η kT is neither so short that only the start is seen nor so long that d is.
+TIMES = (2.0, 40.0)
+
+
+def hard(noise: float, dimensions: int = 500, flat: int = 8) -> Problem:
+    """Least squares with eigenvalues 1/j and θ*_j² = 1/j, and with flat directions."""
+    j = np.arange(1, dimensions + 1)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], dimensions)
+    eigenvalues, solution = (
+        np.append(1 / j, np.zeros(flat)),
+        np.append(signs / j**0.5, np.zeros(flat)),
+    )
+    text = (
+        f"least squares, x normal with the variances 1/j, θ*_j² = 1/j, j ≤ {dimensions}, and "
+        f"{flat} flat directions; y = xᵀθ* + {noise:g} ε"
+    )
+    title = "Least squares" if noise else "Least squares without noise"
+    return least_squares(title, text, eigenvalues, solution, np.zeros(dimensions + flat), noise)
+
+
+def classes(dimensions: int = 20, length: float = 2.0) -> Problem:
+    """Logistic regression, likewise with variances 1/j."""
+    j = np.arange(1, dimensions + 1)
+    solution = np.random.default_rng(0).choice([-1.0, 1.0], dimensions) / j**0.5
+    solution *= length / np.linalg.norm(solution)
+    return logistic(1 / j, solution, np.zeros(dimensions))
+
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "least squares": partial(hard, 1.0),
+    "least squares without noise": partial(hard, 0.0),
+    "logistic regression": classes,
+}
+
+
+def optimizer(setting: dict[str, jax.Array]) -> optax.GradientTransformation:
+    """Returns Lookahead around SGD."""
+    return lookahead(optax.sgd(setting["rate"]), K, setting["alpha"])
+
+
+def measure(make_problem: Callable[[], Problem], data_sets: int, steps: int) -> dict[str, Any]:
+    """Runs every α, n and kT.
+
+    Args:
+      make_problem: returns the problem.
+      data_sets: how many, each with draws of its own.
+      steps: the largest kT.
+
+    Returns:
+      `text`, the problem; `cells`, the errors over `alphas` of each n and kT; and `fits`.
+    """
+    problem = make_problem()
+    lengths = [K * round(fraction * steps / K) for fraction in FRACTIONS]
+    cells, errors = [], []
+    for n in SAMPLES:
+        data = runs.draw(problem, data_sets, n, lengths[-1])
+        for length in lengths:
+            errors.append(run(problem, data, length))
+            cells.append({"n": n, "steps": length} | summary(errors[-1]))
+    return {
+        "text": problem.text,
+        "alphas": ALPHAS,
+        "cells": cells,
+        "fits": [*of_best(cells, errors), *of_errors(cells, errors), *of_sgd(cells, errors)],
+    }
+
+
+def run(problem: Problem, data: runs.DataSets, length: int) -> dict[str, np.ndarray]:
+    """Returns the errors after so many steps, each of shape (α, data sets).
+
+    Those of Lookahead by their names; and `sgd`, the excess risk of SGD with the learning rates
+    α η, which is Lookahead with α = 1.
+    """
+    ones = np.ones_like(ALPHAS)
+    settings = {
+        "alpha": np.append(ALPHAS, ones)[:, None],
+        "rate": SCALE / length**0.5 * np.append(ones, ALPHAS)[:, None],
+    }
+    weights = runs.weights(problem, optimizer, settings, data, [length])
+    found = runs.errors(problem, data, weights)
+    mine, sgd = np.split(found.excess[:, 0], 2)
+    return {
+        "optimisation": found.optimisation[: len(ALPHAS), 0],
+        "generalisation": found.generalisation[: len(ALPHAS), 0],
+        "excess": mine,
+        "sgd": sgd,
+    }
+
+
+def summary(errors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the means of the errors with their intervals, and the best α."""
+    means = {name: fits.interval(np.asarray, values) for name, values in errors.items()}
+    return means | {"best": fits.interval(best, errors["excess"])}
+
+
+best = partial(fits.lowest, ALPHAS)
+
+
+def of_best(cells: list[dict[str, Any]], errors: list[dict[str, np.ndarray]]) -> list[fits.Row]:
+    """Fits the best α where it is inside the range of α."""
+    inside = [n for n, cell in enumerate(cells) if ALPHAS[0] < cell["best"]["value"] < ALPHAS[-1]]
+    n, steps = (np.array([cells[i][name] for i in inside]) for name in ("n", "steps"))
+    if len(inside) < 4 or len(set(n)) < 2 or len(set(steps)) < 2:
+        return []
+    excess = np.stack([errors[i]["excess"] for i in inside])
+
+    def fit(factors: list[np.ndarray], mean: np.ndarray) -> np.ndarray:
+        return fits.exponents(factors, np.array([best(curve) for curve in mean]))
+
+    cells_used = f"{len(inside)} of {len(cells)} pairs"
+    return [
+        *fits.rows(
+            [f"best α against n/(kT), {cells_used}"],
+            [0.5],
+            fits.interval(partial(fit, [n / steps]), excess),
+        ),
+        *fits.rows(
+            ["best α against n, at equal kT", "best α against kT, at equal n"],
+            [0.5, -0.5],
+            fits.interval(partial(fit, [n, steps]), excess),
+        ),
+    ]
+
+
+def of_errors(cells: list[dict[str, Any]], errors: list[dict[str, np.ndarray]]) -> list[fits.Row]:
+    """Fits both errors against α, kT and n together."""
+    alpha, steps, n = np.array(
+        [(alpha, cell["steps"], cell["n"]) for cell in cells for alpha in ALPHAS]
+    ).T
+    time = SCALE * alpha * steps**0.5
+    used = (TIMES[0] <= time) & (time <= TIMES[1])
+    factors = [alpha[used], steps[used], n[used]]
+    found = []
+    for name, predicted in (("optimisation", (-1, -0.5, 0)), ("generalisation", (1, 0.5, -1))):
+        values = np.concatenate([of_cell[name] for of_cell in errors])[used]
+        what = [f"{name} error against {factor}" for factor in ("α", "kT", "n")]
+        fit = fits.interval(partial(fits.exponents, factors), values)
+        found += fits.rows(what, predicted, fit)
+    return found
+
+
+def of_sgd(cells: list[dict[str, Any]], errors: list[dict[str, np.ndarray]]) -> list[fits.Row]:
+    """Compares the lowest excess risk over α with SGD's over as many learning rates α η."""
+    both = np.stack([[of_cell["excess"], of_cell["sgd"]] for of_cell in errors])
+
+    def difference(mean: np.ndarray) -> float:
+        return np.mean([sgd.min() / mine.min() - 1 for mine, sgd in mean])
+
+    what = ["lowest excess risk of SGD with learning rate α η, over that of Lookahead, minus 1"]
+    return fits.rows(what, [0], fits.interval(lambda mean: [difference(mean)], both))
+
+
+def draw(part: dict[str, Any], path: Path) -> None:
+    """Draws the excess risk over α, the best α over n/(kT), and both errors over α η kT."""
+    alphas, cells = np.array(part["alphas"]), part["cells"]
+    lengths, samples = (sorted({cell[name] for cell in cells}) for name in ("steps", "n"))
+    looks = {n: look for n, (_, look) in zip(samples, figures.styles(samples), strict=True)}
+    title = f"{TITLE}: {PREDICTION}. {part['text']}"
+    with figures.picture(path, (13, 4.6), title, dpi=80) as figure:
+        curves, bests, errors = figure.subplots(1, 3)
+        for cell in cells:
+            color = looks[cell["n"]]["color"]
+            look = {**looks[cell["n"]], "label": f"n = {cell['n']:,}"}
+            if cell["steps"] == lengths[1]:
+                plots.curve(curves, alphas, cell["excess"], **look)
+                curves.plot(alphas, cell["sgd"]["value"], "x", color=color, ms=5)
+            inside = alphas[0] < cell["best"]["value"] < alphas[-1]
+            face = color if inside else "white"
+            plots.point(bests, cell["n"] / cell["steps"], cell["best"], color=color, mfc=face)
+            time = SCALE * alphas * cell["steps"] ** 0.5
+            errors.plot(time, cell["optimisation"]["value"], ".-", ms=4, linewidth=1, color=color)
+            errors.plot(
+                time, cell["generalisation"]["value"], "x--", ms=4, linewidth=1, color=color
+            )
+        curves.set(
+            title=f"kT = {lengths[1]:,}; ×: SGD, rate α η",
+            xlabel="α",
+            ylabel="excess risk",
+            xscale="log",
+        )
+        curves.legend(fontsize=8)
+        ratios = np.array(sorted(cell["n"] / cell["steps"] for cell in cells))
+        middle = cells[len(cells) // 2]
+        plots.slope(bests, ratios, (middle["n"] / middle["steps"], middle["best"]["value"]), 0.5)
+        fit = plots.fit_of(part, "best α against n/(kT)")
+        bests.set(
+            title=f"Best α: predicted ½, fitted {fit or 'none'}", xlabel="n/(kT)", ylabel="best α"
+        )
+        bests.set(xscale="log", yscale="log")
+        time = np.array(TIMES)
+        level = np.median(cells[0]["optimisation"]["value"])
+        plots.slope(errors, time, (time[0], level), -1)
+        plots.slope(errors, time, (time[0], level / 10), 1)
+        errors.set(
+            title="Optimisation (–) and generalisation (×)",
+            xlabel="α η kT",
+            xscale="log",
+            yscale="log",
+        )

@@ -1,0 +1,37 @@
+"""What the pictures of the theorems have in common: curves with intervals, and predicted slopes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+
+def curve(axes: Axes, x: Sequence[float], estimate: dict[str, Any], **look: Any) -> None:
+    """Draws values over x, and their interval as a band."""
+    axes.plot(x, estimate["value"], linewidth=1.6, **look)
+    axes.fill_between(
+        x, estimate["low"], estimate["high"], color=look["color"], alpha=0.15, linewidth=0
+    )
+
+
+def point(axes: Axes, x: float, estimate: dict[str, float], **look: Any) -> None:
+    """Draws a value and its interval as a bar."""
+    value = estimate["value"]
+    bars = [[max(value - estimate["low"], 0)], [max(estimate["high"] - value, 0)]]
+    axes.errorbar(x, value, bars, fmt="o", ms=5, capsize=2, **look)
+
+
+def slope(axes: Axes, x: Sequence[float], through: tuple[float, float], exponent: float) -> None:
+    """Draws the power law that a theorem predicts through a point, dotted."""
+    x = np.asarray(x, float)
+    line = through[1] * (x / through[0]) ** exponent
+    axes.plot(x, line, color="0.2", linestyle=":", linewidth=1.2, zorder=9)
+
+
+def fit_of(part: dict[str, Any], what: str) -> str:
+    """Returns the fit whose row begins so, as a title has it; an empty text if there is none."""
+    found = [row for row in part["fits"] if row["what"].startswith(what)]
+    return (
+        f"{found[0]['value']:.2f} [{found[0]['low']:.2f}, {found[0]['high']:.2f}]" if found else ""
+    )

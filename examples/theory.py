@@ -1,0 +1,135 @@
+"""Theorems 1 to 4 on Lookahead, run: what they predict, beside what is measured.
+
+    python examples/theory.py
+
+Problems whose population risk and empirical minimum are known, all α, β and data sets of which are
+trained at once. Errors of optimisation and generalisation and the excess risk are measured against
+what a theorem says they depend on, and exponents are fitted. `--help` says what can be changed.
+"""
+
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # Ctrl-C while the following imports take their seconds is no error.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import jax
+import numpy as np
+from experiments import flags
+from experiments.command_line import add_sweep, program, seeds_of
+from experiments.flags import Parser
+from experiments.parts import provenance, run
+from experiments.report import markdown
+from experiments.theory import convex
+
+STUDIES = {"convex": convex}
+DIGITS = 4
+
+
+def make_parser() -> Parser:
+    """Returns the parser of the command line."""
+    parser = Parser(
+        prog="theory.py",
+        description="Measure what Theorems 1 to 4 on Lookahead and SLRLA predict, on problems "
+        "whose population risk and empirical minimum are known.",
+    )
+    add = parser.add_argument_group("experiments").add_argument
+    add(
+        "--theorems",
+        type=flags.names_among(STUDIES),
+        default=",".join(STUDIES),
+        metavar="LIST",
+        help="comma-separated, of %(default)s (default: all)",
+    )
+    add(
+        "--steps",
+        type=flags.number("a whole number, at least 400", lambda n: n >= 400, int),
+        default=40_000,
+        metavar="N",
+        help="gradients of the longest runs (default: %(default)s)",
+    )
+    add_sweep(parser, seeds=20, name="--name", data=False)
+    return parser
+
+
+def parts_of(args: Namespace, data_sets: int) -> dict[str, Callable[[], Any]]:
+    """Returns what computes each problem of the theorems that are asked for."""
+
+    def compute(study: Any, problem: Callable[[], Any]) -> Any:
+        with jax.enable_x64(True):
+            return plain(study.measure(problem, data_sets, args.steps))
+
+    return {
+        f"{study.TITLE}: {name}": partial(compute, study, problem)
+        for study in map(STUDIES.get, args.theorems)
+        for name, problem in study.PROBLEMS.items()
+    }
+
+
+def plain(tree: Any) -> Any:
+    """Returns what JSON has, with so many digits as pictures need."""
+    if isinstance(tree, Mapping):
+        return {name: plain(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple | np.ndarray):
+        return [plain(value) for value in tree]
+    if isinstance(tree, float):
+        return float(f"{tree:.{DIGITS}g}") if np.isfinite(tree) else None
+    return tree.item() if isinstance(tree, np.generic) else tree
+
+
+def study_of(title: str) -> Any:
+    """Returns the study of a part."""
+    return next(study for study in STUDIES.values() if title.startswith(study.TITLE))
+
+
+def picture_of(title: str) -> str:
+    """Returns the name of a part's picture."""
+    name = next(name for name, study in STUDIES.items() if study is study_of(title))
+    return f"{name}_{title.split(': ')[1]}.png".replace(" ", "_")
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Returns the tables, in Markdown."""
+    lines = []
+    for title, part in results["parts"].items():
+        lines += [f"#### {title}", "", f"{study_of(title).PREDICTION}.", "", part["text"] + ".", ""]
+        rows = [("what", "predicted", "measured", "95 % interval")]
+        rows += [
+            (row["what"], number(row["predicted"]), number(row["value"]), between(row))
+            for row in part["fits"]
+        ]
+        lines += [*markdown(rows), "", f"![{title}]({picture_of(title)})", ""]
+    return "\n".join([*lines, provenance(results), ""])
+
+
+def number(value: float | None) -> str:
+    """Returns a cell of a table."""
+    return "–" if value is None else f"{value:.3g}".replace("-", "−")
+
+
+def between(row: Mapping[str, Any]) -> str:
+    """Returns an interval."""
+    return f"{number(row['low'])} to {number(row['high'])}"
+
+
+def draw(results: Mapping[str, Any], folder: Path) -> None:
+    """Draws a picture of each part."""
+    for title, part in results["parts"].items():
+        study_of(title).draw(part, folder / picture_of(title))
+
+
+@program(make_parser)
+def main(args: Namespace, parser: Parser) -> int:
+    """Runs the command line; returns the exit code."""
+    seeds = seeds_of(args)
+    asked = {"steps": args.steps, "seeds": list(seeds)}
+    return run(args, parser, "theory", asked, parts_of(args, len(seeds)), page, draw)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
