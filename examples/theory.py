@@ -25,9 +25,13 @@ from experiments.command_line import add_sweep, program, seeds_of
 from experiments.flags import Parser
 from experiments.parts import provenance, run
 from experiments.report import markdown
-from experiments.theory import convex
+from experiments.theory import convex, polyak_lojasiewicz, strongly_convex
 
-STUDIES = {"convex": convex}
+STUDIES = {
+    "convex": convex,
+    "strongly_convex": strongly_convex,
+    "polyak_lojasiewicz": polyak_lojasiewicz,
+}
 DIGITS = 4
 
 
@@ -120,7 +124,9 @@ def between(row: Mapping[str, Any]) -> str:
 def draw(results: Mapping[str, Any], folder: Path) -> None:
     """Draws a picture of each part."""
     for title, part in results["parts"].items():
-        study_of(title).draw(part, folder / picture_of(title))
+        study = study_of(title)
+        heading = f"{title}. Predicted: {study.PREDICTION}. {part['text']}"
+        study.draw(part, heading, folder / picture_of(title))
 
 
 @program(make_parser)

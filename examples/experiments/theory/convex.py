@@ -16,18 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-import optax
 
 from experiments import figures
 from experiments.theory import fits, plots, runs
-from experiments.theory.problems import Problem, least_squares, logistic
-from slrla_jax import lookahead
+from experiments.theory.classification import logistic
+from experiments.theory.lookaheads import K, constant
+from experiments.theory.problems import Problem, least_squares
 
 TITLE = "Theorem 1, convex"
 PREDICTION = "optimisation error 1/(α√(kT)), generalisation error α√(kT)/n, best α √(n/(kT))"
-K = 5
 SCALE = 0.5  # η √(kT)
 ALPHAS = np.geomspace(0.03, 1.0, 10)
 SAMPLES = (200, 800, 3_200)
@@ -48,8 +46,7 @@ def hard(noise: float, dimensions: int = 500, flat: int = 8) -> Problem:
         f"least squares, x normal with the variances 1/j, θ*_j² = 1/j, j ≤ {dimensions}, and "
         f"{flat} flat directions; y = xᵀθ* + {noise:g} ε"
     )
-    title = "Least squares" if noise else "Least squares without noise"
-    return least_squares(title, text, eigenvalues, solution, np.zeros(dimensions + flat), noise)
+    return least_squares(text, eigenvalues, solution, np.zeros(dimensions + flat), noise)
 
 
 def classes(dimensions: int = 20, length: float = 2.0) -> Problem:
@@ -65,11 +62,6 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "least squares without noise": partial(hard, 0.0),
     "logistic regression": classes,
 }
-
-
-def optimizer(setting: dict[str, jax.Array]) -> optax.GradientTransformation:
-    """Returns Lookahead around SGD."""
-    return lookahead(optax.sgd(setting["rate"]), K, setting["alpha"])
 
 
 def measure(make_problem: Callable[[], Problem], data_sets: int, steps: int) -> dict[str, Any]:
@@ -110,7 +102,7 @@ def run(problem: Problem, data: runs.DataSets, length: int) -> dict[str, np.ndar
         "alpha": np.append(ALPHAS, ones)[:, None],
         "rate": SCALE / length**0.5 * np.append(ones, ALPHAS)[:, None],
     }
-    weights = runs.weights(problem, optimizer, settings, data, [length])
+    weights = runs.weights(problem, constant, settings, data, [length])
     found = runs.errors(problem, data, weights)
     mine, sgd = np.split(found.excess[:, 0], 2)
     return {
@@ -184,12 +176,11 @@ def of_sgd(cells: list[dict[str, Any]], errors: list[dict[str, np.ndarray]]) -> 
     return fits.rows(what, [0], fits.interval(lambda mean: [difference(mean)], both))
 
 
-def draw(part: dict[str, Any], path: Path) -> None:
+def draw(part: dict[str, Any], title: str, path: Path) -> None:
     """Draws the excess risk over α, the best α over n/(kT), and both errors over α η kT."""
     alphas, cells = np.array(part["alphas"]), part["cells"]
     lengths, samples = (sorted({cell[name] for cell in cells}) for name in ("steps", "n"))
     looks = {n: look for n, (_, look) in zip(samples, figures.styles(samples), strict=True)}
-    title = f"{TITLE}: {PREDICTION}. {part['text']}"
     with figures.picture(path, (13, 4.6), title, dpi=80) as figure:
         curves, bests, errors = figure.subplots(1, 3)
         for cell in cells:

@@ -6,21 +6,18 @@ F_S. A regulariser, where there is one, is part of ℓ.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.theory.solve import least_squares_solution, minimiser
+from experiments.theory.solve import least_squares_solution
 
 # Samples along the first axis, inputs and targets; or one of them.
 Samples = tuple[np.ndarray, ...]
 Traced = tuple[jax.Array, ...]
-
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(60)
-WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,22 +25,24 @@ class Problem:
     """A problem, without the samples that are drawn for it.
 
     Attributes:
-      title: its name.
       text: what it is, with its parameters.
       start: θ_0, where every run begins.
       draw: draws n samples.
       loss: ℓ, a function of θ and of one sample.
       risk: F, a function of θ.
       solve: returns θ*_S of a data set.
+      curvature: returns λ, or μ of the PL condition, of a data set's F_S; 0 where there is neither.
+      smoothness: L, about the largest curvature of ℓ: steps of 1/L are stable.
     """
 
-    title: str
     text: str
     start: np.ndarray
     draw: Callable[[np.random.Generator, int], Samples]
     loss: Callable[[jax.Array, Traced], jax.Array]
     risk: Callable[[jax.Array], jax.Array]
     solve: Callable[[Samples], np.ndarray]
+    curvature: Callable[[Samples], float] = lambda samples: 0.0
+    smoothness: float = 1.0
 
     def empirical(self, samples: Traced, params: jax.Array) -> jax.Array:
         """Returns F_S(θ)."""
@@ -51,7 +50,6 @@ class Problem:
 
 
 def least_squares(
-    title: str,
     text: str,
     eigenvalues: np.ndarray,
     solution: np.ndarray,
@@ -64,7 +62,6 @@ def least_squares(
     F(θ) = ½ (θ − θ*)ᵀ Σ (θ − θ*) + σ²/2 + λ/2 ‖θ‖².
 
     Args:
-      title: of the problem.
       text: of the problem.
       eigenvalues: the diagonal of Σ, of which x is N(0, Σ); 0 for a direction in which the data are
         flat. Of shape (d,).
@@ -87,7 +84,30 @@ def least_squares(
         return 0.5 * fit + 0.5 * ridge * params @ params
 
     solve = partial(least_squares_solution, ridge=ridge, start=start)
-    return Problem(title, text, start, draw, loss, risk, solve)
+    smoothness = 2 * eigenvalues.sum() + ridge
+    return Problem(text, start, draw, loss, risk, solve, lambda samples: ridge, smoothness)
+
+
+def interpolation(dimensions: int, noise: float) -> Problem:
+    """Least squares with x of N(0, I / d) and more directions d than samples: F_S(θ*_S) = 0.
+
+    F_S is flat in d − n directions, and in the span of the samples its least curvature is that of
+    XXᵀ/n. It satisfies the PL condition with this μ.
+
+    Args:
+      dimensions: d.
+      noise: σ.
+    """
+    solution = np.random.default_rng(0).normal(size=dimensions)
+    text = f"least squares, x normal in {dimensions} dimensions with the variance 1/{dimensions}"
+    eigenvalues = np.full(dimensions, 1 / dimensions)
+    problem = least_squares(text, eigenvalues, solution, np.zeros(dimensions), noise)
+
+    def curvature(samples: Samples) -> float:
+        x, _ = samples
+        return float(np.linalg.eigvalsh(x @ x.T / len(x))[0])
+
+    return replace(problem, curvature=curvature)
 
 
 def mean(curvature: float, dimensions: int, distance: float, noise: float) -> Problem:
@@ -103,7 +123,6 @@ def mean(curvature: float, dimensions: int, distance: float, noise: float) -> Pr
     """
     start = np.full(dimensions, distance / np.sqrt(dimensions))
     return Problem(
-        "Mean",
         f"ℓ = λ/2 ‖θ − z‖², z normal in {dimensions} dimensions with σ = {noise:g}, "
         f"λ = {curvature:g}, started at a distance of {distance:g}",
         start,
@@ -111,6 +130,8 @@ def mean(curvature: float, dimensions: int, distance: float, noise: float) -> Pr
         lambda params, sample: 0.5 * curvature * jnp.sum((params - sample[0]) ** 2),
         lambda params: 0.5 * curvature * (params @ params + noise**2 * dimensions),
         lambda samples: samples[0].mean(0),
+        lambda samples: curvature,
+        5 * curvature,
     )
 
 
@@ -144,7 +165,6 @@ def sine(bend: float, target: float, start: float, dimensions: int, noise: float
         return (low + high) / 2
 
     return Problem(
-        "Sine",
         f"ℓ = ½ ‖φ(θ) − z‖², φ(u) = u + {bend:g} sin u, μ = {(1 - bend) ** 2:g}, z normal in "
         f"{dimensions} dimensions with σ = {noise:g}, φ⁻¹ of its mean at {target:.3g}, started at "
         f"{start:g}",
@@ -153,82 +173,6 @@ def sine(bend: float, target: float, start: float, dimensions: int, noise: float
         lambda params, sample: 0.5 * jnp.sum((phi(params) - sample[0]) ** 2),
         lambda params: 0.5 * (jnp.sum((phi(params) - centre) ** 2) + noise**2 * dimensions),
         solve,
+        lambda samples: (1 - bend) ** 2,
+        5 * (1 + bend) ** 2,
     )
-
-
-def logistic(eigenvalues: np.ndarray, solution: np.ndarray, start: np.ndarray) -> Problem:
-    """ℓ = log(1 + exp(xᵀθ)) − y xᵀθ, where y is 1 with probability 1 / (1 + exp(−xᵀθ*)), else 0.
-
-    xᵀθ and xᵀθ* are normal together, with variances v and v* and covariance c. By Stein's lemma
-    E[y xᵀθ] = c E[σ′(xᵀθ*)], so that F(θ) has integrals over one normal variable each, which
-    Gauss–Hermite quadrature gives.
-
-    Args:
-      eigenvalues: the diagonal of Σ, of which x is N(0, Σ); of shape (d,).
-      solution: θ*, of shape (d,).
-      start: θ_0, of shape (d,).
-    """
-
-    def draw(rng: np.random.Generator, n: int) -> Samples:
-        x = rng.normal(size=(n, len(eigenvalues))) * np.sqrt(eigenvalues)
-        return x, (rng.random(n) < 1 / (1 + np.exp(-x @ solution))).astype(float)
-
-    def loss(params: jax.Array, sample: Traced) -> jax.Array:
-        x, y = sample
-        return jax.nn.softplus(x @ params) - y * (x @ params)
-
-    probabilities = 1 / (1 + np.exp(-np.sqrt(eigenvalues @ solution**2) * NODES))
-    slope = WEIGHTS @ (probabilities * (1 - probabilities))
-
-    def risk(params: jax.Array) -> jax.Array:
-        deviation = jnp.sqrt(eigenvalues @ params**2)
-        return WEIGHTS @ jax.nn.softplus(deviation * NODES) - slope * (
-            eigenvalues * solution @ params
-        )
-
-    text = (
-        f"logistic regression in {len(eigenvalues)} dimensions, x normal with the variances 1/j, "
-        f"‖θ*‖ = {np.linalg.norm(solution):.3g}"
-    )
-    solve = partial(minimiser, loss, start)
-    return Problem("Logistic regression", text, start, draw, loss, risk, solve)
-
-
-def softmax(classes: int, dimensions: int, ridge: float, shift: float, fresh: int) -> Problem:
-    """ℓ is the cross-entropy of the logits θᵀx, plus λ/2 ‖θ‖²; F is its mean over a fresh sample.
-
-    Adding one vector to the weights of every class changes no probability: in these directions the
-    curvature is λ. θ_0 has such a vector, of length `shift`.
-
-    Args:
-      classes: how many.
-      dimensions: of x, which is N(0, I / dimensions).
-      ridge: λ.
-      shift: see above.
-      fresh: size of the fresh sample.
-    """
-    rng = np.random.default_rng(0)
-    solution = 2 * rng.normal(size=(dimensions, classes))
-
-    def draw(rng: np.random.Generator, n: int) -> Samples:
-        x = rng.normal(size=(n, dimensions)) / np.sqrt(dimensions)
-        return x, (x @ solution + rng.gumbel(size=(n, classes))).argmax(-1)
-
-    def loss(params: jax.Array, sample: Traced) -> jax.Array:
-        x, y = sample
-        logits = x @ params
-        cross_entropy = jax.nn.logsumexp(logits) - logits[y]
-        return cross_entropy + 0.5 * ridge * jnp.sum(params**2)
-
-    seen = draw(rng, fresh)
-
-    def risk(params: jax.Array) -> jax.Array:
-        return jax.vmap(loss, (None, 0))(params, seen).mean()
-
-    start = np.full((dimensions, classes), shift / np.sqrt(dimensions * classes))
-    text = (
-        f"softmax regression with {classes} classes in {dimensions} dimensions, λ = {ridge:g}, "
-        f"started with a common shift of {shift:g} of all classes; F from {fresh:,} fresh samples"
-    )
-    solve = partial(minimiser, loss, 0 * start)
-    return Problem("Softmax regression", text, start, draw, loss, risk, solve)

@@ -30,11 +30,13 @@ class DataSets(NamedTuple):
       samples: of shape (data sets, n, …).
       draws: which sample each step takes, of shape (data sets, steps).
       minimisers: θ*_S.
+      curvatures: λ or μ of each, of shape (data sets,).
     """
 
     samples: Samples
     draws: np.ndarray
     minimisers: np.ndarray
+    curvatures: np.ndarray
 
 
 def draw(problem: Problem, count: int, n: int, steps: int) -> DataSets:
@@ -45,7 +47,9 @@ def draw(problem: Problem, count: int, n: int, steps: int) -> DataSets:
         samples.append(problem.draw(rng, n))
         draws.append(rng.integers(n, size=steps, dtype=np.int32))
     minimisers = np.stack([problem.solve(of_set) for of_set in samples])
-    return DataSets(tuple(map(np.stack, zip(*samples, strict=True))), np.stack(draws), minimisers)
+    curvatures = np.array([problem.curvature(of_set) for of_set in samples])
+    stacked = tuple(map(np.stack, zip(*samples, strict=True)))
+    return DataSets(stacked, np.stack(draws), minimisers, curvatures)
 
 
 def weights(
