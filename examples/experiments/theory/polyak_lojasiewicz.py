@@ -28,7 +28,7 @@ PREDICTION = (
     "power of kT"
 )
 PROBLEMS: dict[str, tuple[Callable[[], Problem], tuple[int, ...]]] = {
-    "sine": (partial(sine, 0.5, np.pi, np.pi + 4, 10, 1.0), (30, 100, 300)),
+    "sine": (partial(sine, 0.5, np.pi, np.pi + 5, 10, 1.0), (30, 100, 300)),
     "interpolation": (partial(interpolation, 100, 0.5), (10, 20, 40)),
 }
 

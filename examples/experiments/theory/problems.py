@@ -174,5 +174,5 @@ def sine(bend: float, target: float, start: float, dimensions: int, noise: float
         lambda params: 0.5 * (jnp.sum((phi(params) - centre) ** 2) + noise**2 * dimensions),
         solve,
         lambda samples: (1 - bend) ** 2,
-        5 * (1 + bend) ** 2,
+        2 * (1 + bend) ** 2,
     )

@@ -89,10 +89,9 @@ def draw(part: dict[str, Any], title: str, path: Path) -> None:
         optimisation.set(title="Optimisation error", xlabel="kT", xscale="log", yscale="log")
         optimisation.legend(fontsize=7, title="slope: predicted, fitted", title_fontsize=7)
         generalisation.set(title="Generalisation error", xlabel="kT", xscale="log")
-        middle = len(steps) // 2
-        for (label, look), n in zip(
-            figures.styles([f"kT = {steps[i]:,}" for i in (0, middle, -1)]), (0, middle, -1)
-        ):
+        shown = [0, len(steps) // 2, -1]
+        looks = figures.styles([f"kT = {steps[n]:,}" for n in shown])
+        for n, (_, look) in zip(shown, looks, strict=True):
             mine = {bound: np.array(values)[:, n] for bound, values in part["excess"].items()}
             plots.curve(excess, alphas, mine, **look)
         excess.set(title="Excess risk", xlabel="α", yscale="log")

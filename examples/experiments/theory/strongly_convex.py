@@ -4,11 +4,11 @@ Prediction: the optimisation error falls as T^(−2α) + (kT)^(−2α) / (λ² (
 logarithm as log(kT) / (λ² kT) for α = ½, and as T^(−2α) + 1 / (λ² (2α − 1) kT) above. The
 generalisation error is O(((Tk + 1)^α − 1) / (nλ ((T + 1)k + 2)^α)), about 1/(nλ).
 
-Experiment: Lookahead with every α, seen over two decades of kT. In a direction of curvature λ a cycle
-multiplies the distance by about 1 − α/t, so that it falls as t^(−α), and its noise as the theorem
-says. In `mean` all directions are so. In `ridge` those are in which the data are flat, and half of
-the distance at the start is along them, whereas the noise is in others. In `softmax` it is what all
-classes have in common.
+Experiment: Lookahead with every α, seen over two decades of kT. In a direction of curvature λ a
+step of the slow weights multiplies the distance by about 1 − α/t, so that it falls as t^(−α), and
+its noise as the theorem says. In `mean` all directions are so. In `ridge` those are in which the
+data are flat: most of the distance at the start is along them, whereas the noise is in others. In
+`softmax` such a direction is what the weights of all classes have in common.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class Family(NamedTuple):
 
 
 def ridge(curvature: float, dimensions: int = 200, flat: int = 8) -> Problem:
-    """Least squares as in Theorem 1 with λ/2 ‖θ‖², started at a distance of 2 along flat directions."""
+    """Least squares as in Theorem 1 with λ/2 ‖θ‖², started at a distance along flat directions."""
     j = np.arange(1, dimensions + 1)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], dimensions)
     start = np.append(np.zeros(dimensions), np.full(flat, 2 / flat**0.5))
@@ -60,10 +60,10 @@ def ridge(curvature: float, dimensions: int = 200, flat: int = 8) -> Problem:
 
 
 PROBLEMS = {
-    "mean": Family(partial(mean, dimensions=10, distance=3.0, noise=1.0), (1.0,)),
+    "mean": Family(partial(mean, dimensions=30, distance=3.0, noise=1.0), (1.0,)),
     "ridge": Family(ridge, (0.1, 0.05, 0.2, 0.4)),
     "softmax": Family(
-        lambda curvature: softmax(5, 10, curvature, 2.0, 20_000), (0.05, 0.025, 0.1, 0.2)
+        lambda curvature: softmax(5, 10, curvature, 2.0, 10_000), (0.05, 0.025, 0.1, 0.2)
     ),
 }
 
