@@ -25,14 +25,18 @@ from experiments.command_line import add_sweep, program, seeds_of
 from experiments.flags import Parser
 from experiments.parts import provenance, run
 from experiments.report import markdown
-from experiments.theory import convex, polyak_lojasiewicz, strongly_convex
+from experiments.theory import convex, polyak_lojasiewicz, stability, stages, strongly_convex
+from experiments.theory.plots import number
 
 STUDIES = {
     "convex": convex,
     "strongly_convex": strongly_convex,
     "polyak_lojasiewicz": polyak_lojasiewicz,
+    "stages": stages,
+    "stability": stability,
 }
 DIGITS = 4
+FORM = ".3g"
 
 
 def make_parser() -> Parser:
@@ -104,21 +108,16 @@ def page(results: Mapping[str, Any]) -> str:
         lines += [f"#### {title}", "", f"{study_of(title).PREDICTION}.", "", part["text"] + ".", ""]
         rows = [("what", "predicted", "measured", "95 % interval")]
         rows += [
-            (row["what"], number(row["predicted"]), number(row["value"]), between(row))
+            (row["what"], number(row["predicted"], "g"), number(row["value"], FORM), between(row))
             for row in part["fits"]
         ]
         lines += [*markdown(rows), "", f"![{title}]({picture_of(title)})", ""]
     return "\n".join([*lines, provenance(results), ""])
 
 
-def number(value: float | None) -> str:
-    """Returns a cell of a table."""
-    return "–" if value is None else f"{value:.3g}".replace("-", "−")
-
-
 def between(row: Mapping[str, Any]) -> str:
     """Returns an interval."""
-    return f"{number(row['low'])} to {number(row['high'])}"
+    return f"{number(row['low'], FORM)} to {number(row['high'], FORM)}"
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> None:

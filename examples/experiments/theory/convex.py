@@ -207,10 +207,8 @@ def draw(part: dict[str, Any], title: str, path: Path) -> None:
         ratios = np.array(sorted(cell["n"] / cell["steps"] for cell in cells))
         middle = cells[len(cells) // 2]
         plots.slope(bests, ratios, (middle["n"] / middle["steps"], middle["best"]["value"]), 0.5)
-        fit = plots.fit_of(part, "best α against n/(kT)")
-        bests.set(
-            title=f"Best α: predicted ½, fitted {fit or 'none'}", xlabel="n/(kT)", ylabel="best α"
-        )
+        fit = plots.fitted(part, "best α against n/(kT)").split(" ")[0]
+        bests.set(title="Best α: fitted (predicted)", xlabel="n/(kT)", ylabel="best α")
         bests.set(xscale="log", yscale="log")
         time = np.array(TIMES)
         level = np.median(cells[0]["optimisation"]["value"])

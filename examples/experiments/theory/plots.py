@@ -29,9 +29,15 @@ def slope(axes: Axes, x: Sequence[float], through: tuple[float, float], exponent
     axes.plot(x, line, color="0.2", linestyle=":", linewidth=1.2, zorder=9)
 
 
-def fit_of(part: dict[str, Any], what: str) -> str:
-    """Returns the fit whose row begins so, as a title has it; an empty text if there is none."""
-    found = [row for row in part["fits"] if row["what"].startswith(what)]
-    return (
-        f"{found[0]['value']:.2f} [{found[0]['low']:.2f}, {found[0]['high']:.2f}]" if found else ""
+def number(value: float | None, form: str = ".2f") -> str:
+    """Returns a number as tables and pictures have it; a dash if there is none."""
+    return "–" if value is None else f"{value:{form}}".replace("-", "−")
+
+
+def fitted(part: dict[str, Any], what: str) -> str:
+    """Returns what the rows that begin so have predicted and fitted; an empty text for no row."""
+    rows = [row for row in part["fits"] if row["what"].startswith(what)]
+    return ", ".join(
+        f"{row['what'].removeprefix(what)} {number(row['value'])} ({number(row['predicted'], 'g')})"
+        for row in rows
     )

@@ -79,7 +79,7 @@ def draw(part: dict[str, Any], title: str, path: Path) -> None:
         optimisation, generalisation, excess = figure.subplots(1, 3)
         for n, (alpha, look) in enumerate(figures.styles(alphas)):
             row = of_alpha[f"optimisation error against kT, α = {alpha:g}"]
-            label = f"α = {alpha:g}: {row['predicted']:.2g}, {row['value']:.2f}"
+            label = f"α = {alpha:g}: {plots.number(row['predicted'], '.2g')}, {plots.number(row['value'])}"
             for axes, name in ((optimisation, "optimisation"), (generalisation, "generalisation")):
                 mine = {bound: values[n] for bound, values in part[name].items()}
                 plots.curve(axes, steps, mine, **{**look, "label": label})
