@@ -44,7 +44,7 @@ def hard(noise: float, dimensions: int = 500, flat: int = 8) -> Problem:
     )
     text = (
         f"least squares, x normal with the variances 1/j, θ*_j² = 1/j, j ≤ {dimensions}, and "
-        f"{flat} flat directions; y = xᵀθ* + {noise:g} ε"
+        f"{flat} flat directions; y = xᵀθ*{' + ε' if noise else ''}"
     )
     return least_squares(text, eigenvalues, solution, np.zeros(dimensions + flat), noise)
 
@@ -123,29 +123,27 @@ best = partial(fits.lowest, ALPHAS)
 
 
 def of_best(cells: list[dict[str, Any]], errors: list[dict[str, np.ndarray]]) -> list[fits.Row]:
-    """Fits the best α where it is inside the range of α."""
-    inside = [n for n, cell in enumerate(cells) if ALPHAS[0] < cell["best"]["value"] < ALPHAS[-1]]
-    n, steps = (np.array([cells[i][name] for i in inside]) for name in ("n", "steps"))
-    if len(inside) < 4 or len(set(n)) < 2 or len(set(steps)) < 2:
-        return []
-    excess = np.stack([errors[i]["excess"] for i in inside])
+    """Fits the best α: where it is inside the range, and where it is at most ½ as well.
 
-    def fit(factors: list[np.ndarray], mean: np.ndarray) -> np.ndarray:
-        return fits.exponents(factors, np.array([best(curve) for curve in mean]))
+    The theorem has min(1, √(n/(kT))), so that towards 1 it bends.
+    """
+    found = []
+    for highest in (ALPHAS[-1] - 1e-9, 0.5):
+        used = [i for i, cell in enumerate(cells) if ALPHAS[0] < cell["best"]["value"] <= highest]
+        ratio = np.array([cells[i]["n"] / cells[i]["steps"] for i in used])
+        if len(set(ratio)) < 3:
+            continue
+        excess = np.stack([errors[i]["excess"] for i in used])
+        estimate = fits.interval(partial(of_curves, ratio), excess)
+        where = "inside (0, 1)" if highest > 0.5 else "at most ½"
+        what = f"best α against n/(kT), where it is {where}: {len(used)} of {len(cells)}"
+        found += fits.rows([what], [0.5], estimate)
+    return found
 
-    cells_used = f"{len(inside)} of {len(cells)} pairs"
-    return [
-        *fits.rows(
-            [f"best α against n/(kT), {cells_used}"],
-            [0.5],
-            fits.interval(partial(fit, [n / steps]), excess),
-        ),
-        *fits.rows(
-            ["best α against n, at equal kT", "best α against kT, at equal n"],
-            [0.5, -0.5],
-            fits.interval(partial(fit, [n, steps]), excess),
-        ),
-    ]
+
+def of_curves(ratio: np.ndarray, curves: np.ndarray) -> np.ndarray:
+    """Returns the exponent over n/(kT) of the α at which curves are lowest."""
+    return fits.exponents([ratio], np.array([best(curve) for curve in curves]))
 
 
 def of_errors(cells: list[dict[str, Any]], errors: list[dict[str, np.ndarray]]) -> list[fits.Row]:
@@ -205,18 +203,20 @@ def draw(part: dict[str, Any], title: str, path: Path) -> None:
         )
         curves.legend(fontsize=8)
         ratios = np.array(sorted(cell["n"] / cell["steps"] for cell in cells))
-        middle = cells[len(cells) // 2]
-        plots.slope(bests, ratios, (middle["n"] / middle["steps"], middle["best"]["value"]), 0.5)
-        fit = plots.fitted(part, "best α against n/(kT)").split(" ")[0]
-        bests.set(title="Best α: fitted (predicted)", xlabel="n/(kT)", ylabel="best α")
-        bests.set(xscale="log", yscale="log")
-        time = np.array(TIMES)
-        level = np.median(cells[0]["optimisation"]["value"])
-        plots.slope(errors, time, (time[0], level), -1)
-        plots.slope(errors, time, (time[0], level / 10), 1)
-        errors.set(
-            title="Optimisation (–) and generalisation (×)",
-            xlabel="α η kT",
-            xscale="log",
-            yscale="log",
+        first = min(cells, key=lambda cell: cell["n"] / cell["steps"])
+        plots.slope(bests, ratios, (ratios[0], first["best"]["value"]), 0.5)
+        fitted = plots.fitted(part, "best α against n/(kT), where it is at most ½:")
+        bests.set(xlabel="n/(kT)", ylabel="best α", xscale="log", yscale="log")
+        bests.set_title(f"Best α, those of at most ½:\n{fitted}", fontsize=9)
+        many = next(cell for cell in cells if cell["n"] == samples[-1])
+        middle = len(alphas) // 2
+        time = SCALE * alphas[middle] * many["steps"] ** 0.5
+        for name, exponent in (("optimisation", -1), ("generalisation", 1)):
+            plots.slope(errors, TIMES, (time, many[name]["value"][middle]), exponent)
+        title = "\n".join(
+            f"{name.capitalize()} error ({mark}) against {exponents}"
+            for name, mark in (("optimisation", "–"), ("generalisation", "×"))
+            if (exponents := plots.fitted(part, f"{name} error against "))
         )
+        errors.set(xlabel="α η kT", xscale="log", yscale="log")
+        errors.set_title(title, fontsize=9)

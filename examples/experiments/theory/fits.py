@@ -82,7 +82,7 @@ Row = dict[str, Any]
 
 
 def rows(
-    what: Sequence[str], predicted: Sequence[float], estimate: dict[str, np.ndarray]
+    what: Sequence[str], predicted: Sequence[float | None], estimate: dict[str, np.ndarray]
 ) -> list[Row]:
     """Returns a row for each number of an estimate."""
     names, numbers = estimate.keys(), np.broadcast_arrays(*map(np.atleast_1d, estimate.values()))

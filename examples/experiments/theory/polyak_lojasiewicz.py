@@ -47,16 +47,16 @@ def measure(
       What `rates.summary` does.
     """
     make, samples = chosen
-    problem, seen = make(), rates.looks(steps)
-    errors = rates.run(problem, samples[1], data_sets, seen)
-    short = rates.looks(steps // 4)[-1:]
-    by_samples = [rates.run(problem, n, data_sets, short) for n in samples]
+    problem = make()
+    seen = rates.run(problem, samples[1], data_sets, rates.looks(steps))
+    end = rates.looks(steps // 4)[-1:]
+    by_samples = [rates.run(problem, n, data_sets, end) for n in samples]
+    first_terms = [f" (first term {-2 * alpha:g})" for alpha in ALPHAS]
     return rates.summary(
         f"{problem.text}; n = {samples[1]}",
         seen,
-        errors,
         [
-            *rates.of_optimisation(seen, errors, [1 - 2 * alpha for alpha in ALPHAS]),
+            *rates.of_optimisation(seen, [1 - 2 * alpha for alpha in ALPHAS], first_terms),
             *rates.of_generalisation("n", samples, by_samples, -1),
         ],
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,24 +23,47 @@ def looks(steps: int) -> np.ndarray:
     return K * np.unique(np.rint(np.geomspace(first, steps, 10 * DECADES + 1) / K).astype(int))
 
 
-def run(problem: Problem, n: int, data_sets: int, seen: np.ndarray) -> runs.Errors:
-    """Returns the errors with every α, of shape (α, steps seen, data sets)."""
-    data = runs.draw(problem, data_sets, n, seen[-1])
+class Seen(NamedTuple):
+    """What was seen of the runs on a problem.
+
+    Attributes:
+      steps: after which.
+      errors: of Lookahead, each of shape (α, steps, data sets).
+      sgd: of SGD with the learning rates α η_t, likewise.
+    """
+
+    steps: np.ndarray
+    errors: runs.Errors
+    sgd: runs.Errors
+
+
+def run(problem: Problem, n: int, data_sets: int, steps: np.ndarray) -> Seen:
+    """Runs Lookahead with every α, and SGD, which is that with α = 1, with every α η_t."""
+    data, ones = runs.draw(problem, data_sets, n, steps[-1]), np.ones_like(ALPHAS)
+    slower = np.append(ones, 1 / ALPHAS)[:, None]
     settings = {
-        "alpha": ALPHAS[:, None],
-        "curvature": data.curvatures[None],
-        "smoothness": np.full((1, 1), problem.smoothness),
+        "alpha": np.append(ALPHAS, ones)[:, None],
+        "curvature": slower * data.curvatures,
+        "smoothness": slower * problem.smoothness,
     }
-    return runs.errors(problem, data, runs.weights(problem, decaying, settings, data, seen))
+    found = runs.errors(problem, data, runs.weights(problem, decaying, settings, data, steps))
+    mine, sgd = zip(*(np.split(values, 2) for values in found), strict=True)
+    return Seen(steps, runs.Errors(*mine), runs.Errors(*sgd))
 
 
-def summary(
-    text: str, seen: np.ndarray, errors: runs.Errors, rows: list[fits.Row]
-) -> dict[str, Any]:
+def summary(text: str, seen: Seen, rows: list[fits.Row]) -> dict[str, Any]:
     """Returns a part: `text`, the errors of `alphas` after `steps`, and `fits`."""
-    means = {name: fits.interval(np.asarray, e) for name, e in errors._asdict().items()}
-    excess = fits.interval(np.asarray, errors.excess)
-    return {"text": text, "alphas": ALPHAS, "steps": seen, **means, "excess": excess, "fits": rows}
+    means = {name: fits.interval(np.asarray, e) for name, e in seen.errors._asdict().items()}
+    excess = fits.interval(np.asarray, seen.errors.excess)
+    rows = [*rows, *of_best(seen), *of_sgd(seen)]
+    return {
+        "text": text,
+        "alphas": ALPHAS,
+        "steps": seen.steps,
+        **means,
+        "excess": excess,
+        "fits": rows,
+    }
 
 
 def slopes(x: Sequence[float], curves: np.ndarray) -> np.ndarray:
@@ -49,37 +72,69 @@ def slopes(x: Sequence[float], curves: np.ndarray) -> np.ndarray:
 
 
 def of_optimisation(
-    seen: np.ndarray, errors: runs.Errors, predicted: Sequence[float]
+    seen: Seen, predicted: Sequence[float], notes: Sequence[str] = ("",) * len(ALPHAS)
 ) -> list[fits.Row]:
     """Fits the optimisation error of each α over the last decade of steps."""
-    last = seen >= seen[-1] / 10
-    what = [f"optimisation error against kT, α = {alpha:g}" for alpha in ALPHAS]
-    fit = partial(slopes, seen[last])
-    return fits.rows(what, predicted, fits.interval(fit, errors.optimisation[:, last]))
+    last = seen.steps >= seen.steps[-1] / 10
+    what = [
+        f"optimisation error against kT, α = {alpha:g}{note}"
+        for alpha, note in zip(ALPHAS, notes, strict=True)
+    ]
+    fit = fits.interval(partial(slopes, seen.steps[last]), seen.errors.optimisation[:, last])
+    return fits.rows(what, predicted, fit)
 
 
 def of_generalisation(
-    factor: str, values: Sequence[float], errors: Sequence[runs.Errors], predicted: float
+    factor: str, values: Sequence[float], found: Sequence[Seen], predicted: float
 ) -> list[fits.Row]:
     """Fits the generalisation error at the end against a factor; none if it has one value."""
     if len(values) == 1:
         return []
     used = np.isin(ALPHAS, AT_END)
-    at_end = np.stack([e.generalisation[used, -1] for e in errors], axis=1)
+    at_end = np.stack([seen.errors.generalisation[used, -1] for seen in found], axis=1)
     what = [f"generalisation error against {factor}, α = {alpha:g}" for alpha in AT_END]
     fit = fits.interval(partial(slopes, values), at_end)
     return fits.rows(what, [predicted] * len(what), fit)
 
 
+def shown(count: int) -> list[int]:
+    """Returns which of so many steps are the first, the middle and the last."""
+    return [0, count // 2, count - 1]
+
+
+def of_best(seen: Seen) -> list[fits.Row]:
+    """Finds the α with the lowest excess risk early and late, of which no number is predicted."""
+    return [
+        row
+        for n in shown(len(seen.steps))
+        for row in fits.rows(
+            [f"best α after {seen.steps[n]:,} gradients"],
+            [None],
+            fits.interval(partial(fits.lowest, ALPHAS), seen.errors.excess[:, n]),
+        )
+    ]
+
+
+def of_sgd(seen: Seen) -> list[fits.Row]:
+    """Compares the excess risk of SGD with the learning rate α η_t, at the end."""
+    both = np.stack([seen.errors.excess[:, -1], seen.sgd.excess[:, -1]])
+    difference = fits.interval(lambda mean: np.mean(mean[1] / mean[0] - 1), both)
+    what = "excess risk of SGD with learning rate α η_t, over that of Lookahead with α, minus 1"
+    return fits.rows([what], [0], difference)
+
+
 def draw(part: dict[str, Any], title: str, path: Path) -> None:
-    """Draws the errors over kT, with the predicted slopes, and the excess risk over α."""
+    """Draws the errors over kT, with the predicted slopes, and the excess risk over α.
+
+    The first fits of the part are those of the optimisation error.
+    """
     alphas, steps = part["alphas"], np.array(part["steps"])
-    of_alpha = {row["what"]: row for row in part["fits"]}
     with figures.picture(path, (13, 4.8), title, dpi=80) as figure:
         optimisation, generalisation, excess = figure.subplots(1, 3)
         for n, (alpha, look) in enumerate(figures.styles(alphas)):
-            row = of_alpha[f"optimisation error against kT, α = {alpha:g}"]
-            label = f"α = {alpha:g}: {plots.number(row['predicted'], '.2g')}, {plots.number(row['value'])}"
+            row = part["fits"][n]
+            exponents = plots.number(row["predicted"], "g"), plots.number(row["value"])
+            label = f"α = {alpha:g}: {', '.join(exponents)}"
             for axes, name in ((optimisation, "optimisation"), (generalisation, "generalisation")):
                 mine = {bound: values[n] for bound, values in part[name].items()}
                 plots.curve(axes, steps, mine, **{**look, "label": label})
@@ -89,9 +144,8 @@ def draw(part: dict[str, Any], title: str, path: Path) -> None:
         optimisation.set(title="Optimisation error", xlabel="kT", xscale="log", yscale="log")
         optimisation.legend(fontsize=7, title="slope: predicted, fitted", title_fontsize=7)
         generalisation.set(title="Generalisation error", xlabel="kT", xscale="log")
-        shown = [0, len(steps) // 2, -1]
-        looks = figures.styles([f"kT = {steps[n]:,}" for n in shown])
-        for n, (_, look) in zip(shown, looks, strict=True):
+        looks = figures.styles([f"kT = {steps[n]:,}" for n in shown(len(steps))])
+        for n, (_, look) in zip(shown(len(steps)), looks, strict=True):
             mine = {bound: np.array(values)[:, n] for bound, values in part["excess"].items()}
             plots.curve(excess, alphas, mine, **look)
         excess.set(title="Excess risk", xlabel="α", yscale="log")

@@ -28,8 +28,8 @@ from experiments.theory.problems import Problem
 TITLE = "Uniform stability"
 PREDICTION = "distance α√(kT)/n in convex problems, 1/(nλ) in λ-strongly convex ones"
 ALPHAS = np.array([0.1, 0.2, 0.4, 0.7, 1.0])
-SAMPLES = (200, 800, 3_200)
-FRACTIONS = (1 / 64, 1 / 16, 1 / 4)  # Of the steps asked for.
+SAMPLES = (100, 400, 1_600)
+FRACTIONS = (1 / 32, 1 / 8, 1 / 2)  # Of the steps asked for.
 FRESH = 1_000  # Samples on which losses are compared.
 
 
@@ -60,7 +60,7 @@ def measure(kind: Kind, data_sets: int, steps: int) -> dict[str, Any]:
     Args:
       kind: the problems.
       data_sets: how many pairs.
-      steps: four times the largest kT.
+      steps: twice the largest kT.
 
     Returns:
       `text`, the problem; `points`, each with α, kT, n, λ, `distance` and `difference`; and `fits`.

@@ -1,8 +1,8 @@
 """Theorem 4: gradients that Lookahead and SLRLA need to reach an optimisation error ε.
 
 Prediction, λ-strongly convex: Lookahead with η_t = 1/(λ t) needs (1/ε)^max(1/(2α), 1) gradients,
-SLRLA with stages whose learning rate halves and whose length doubles 1/(λ α ε), whatever α is. Under
-the μ-PL condition they need (1/ε)^(1/α) and 1/(μ α ε).
+SLRLA with stages whose learning rate halves and whose length doubles 1/(λ α ε), whatever α is.
+Under the μ-PL condition they need (1/ε)^(1/α) and 1/(μ α ε).
 
 Experiment: Lookahead as in Theorems 2 and 3; SLRLA with the stages of the theorem's proof, in which
 stage s halves the error to ε_s = ε_0 / 2^s with the learning rate ε_s / (3 G²), β = λ/6 and

@@ -79,20 +79,19 @@ def measure(family: Family, data_sets: int, steps: int) -> dict[str, Any]:
     Returns:
       What `rates.summary` does.
     """
-    problem, seen = family.make(family.curvatures[0]), rates.looks(steps)
-    errors = rates.run(problem, SAMPLES[MIDDLE], data_sets, seen)
-    short = rates.looks(steps // 4)[-1:]
-    by_samples = [rates.run(problem, n, data_sets, short) for n in SAMPLES]
+    problem = family.make(family.curvatures[0])
+    seen = rates.run(problem, SAMPLES[MIDDLE], data_sets, rates.looks(steps))
+    end = rates.looks(steps // 4)[-1:]
+    by_samples = [rates.run(problem, n, data_sets, end) for n in SAMPLES]
     by_curvature = [
-        rates.run(family.make(curvature), SAMPLES[MIDDLE], data_sets, short)
+        rates.run(family.make(curvature), SAMPLES[MIDDLE], data_sets, end)
         for curvature in family.curvatures
     ]
     return rates.summary(
         f"{problem.text}; n = {SAMPLES[MIDDLE]}",
         seen,
-        errors,
         [
-            *rates.of_optimisation(seen, errors, [-min(2 * alpha, 1) for alpha in ALPHAS]),
+            *rates.of_optimisation(seen, [-min(2 * alpha, 1) for alpha in ALPHAS]),
             *rates.of_generalisation("n", SAMPLES, by_samples, -1),
             *rates.of_generalisation("λ", family.curvatures, by_curvature, -1),
         ],
