@@ -22,10 +22,18 @@ import jax
 import numpy as np
 from experiments import flags
 from experiments.command_line import add_sweep, program, seeds_of
+from experiments.config import SettingError
 from experiments.flags import Parser
 from experiments.parts import provenance, run
 from experiments.report import markdown
-from experiments.theory import convex, polyak_lojasiewicz, stability, stages, strongly_convex
+from experiments.theory import (
+    convex,
+    polyak_lojasiewicz,
+    regulariser,
+    stability,
+    stages,
+    strongly_convex,
+)
 from experiments.theory.plots import number
 
 STUDIES = {
@@ -33,6 +41,7 @@ STUDIES = {
     "strongly_convex": strongly_convex,
     "polyak_lojasiewicz": polyak_lojasiewicz,
     "stages": stages,
+    "regulariser": regulariser,
     "stability": stability,
 }
 DIGITS = 4
@@ -132,6 +141,8 @@ def draw(results: Mapping[str, Any], folder: Path) -> None:
 def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
     seeds = seeds_of(args)
+    if len(seeds) < 2:
+        raise SettingError("seeds", f"must be 2 or more, got {len(seeds)}")
     asked = {"steps": args.steps, "seeds": list(seeds)}
     return run(args, parser, "theory", asked, parts_of(args, len(seeds)), page, draw)
 

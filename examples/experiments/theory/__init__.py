@@ -10,6 +10,8 @@ plots.py                        what the pictures share
 convex.py                       Theorem 1
 strongly_convex.py              Theorem 2
 polyak_lojasiewicz.py           Theorem 3
+stages.py, regulariser.py       Theorem 4
+stability.py                    what the generalisation errors rest on
 
 A module of a theorem has a `TITLE`, its `PREDICTION`, `PROBLEMS` by their names, `measure`, which
 runs one of them, and `draw`.
