@@ -21,6 +21,7 @@ from slrla_jax._primal_averaging import PrimalAveragingState, primal_averaging
 from slrla_jax._slow_params import slow_params
 from slrla_jax._slrla import Stage, slrla, slrla_sgd
 from slrla_jax._stagewise import StagewiseProxState, stagewise_prox
+from slrla_jax._theory_stages import theory_stages
 from slrla_jax._two_loop import TwoLoopState, diloco, snoo, two_loop
 
 __version__ = "0.1.0"
@@ -53,5 +54,6 @@ __all__ = [
     "slrla_sgd",
     "snoo",
     "stagewise_prox",
+    "theory_stages",
     "two_loop",
 ]
