@@ -65,7 +65,7 @@ def make_parser() -> Parser:
     )
     add(
         "--steps",
-        type=flags.number("a whole number, at least 400", lambda n: n >= 400, int),
+        type=flags.number("a whole number, at least 1,000", lambda n: n >= 1_000, int),
         default=40_000,
         metavar="N",
         help="gradients of the longest runs (default: %(default)s)",

@@ -195,28 +195,24 @@ def draw(part: dict[str, Any], title: str, path: Path) -> None:
             errors.plot(
                 time, cell["generalisation"]["value"], "x--", ms=4, linewidth=1, color=color
             )
-        curves.set(
-            title=f"kT = {lengths[1]:,}; ×: SGD, rate α η",
-            xlabel="α",
-            ylabel="excess risk",
-            xscale="log",
-        )
+        curves.set(xlabel="α", ylabel="excess risk", xscale="log")
+        curves.set_title(f"kT = {lengths[1]:,}\n×: SGD with learning rate α η", fontsize=9)
         curves.legend(fontsize=8)
         ratios = np.array(sorted(cell["n"] / cell["steps"] for cell in cells))
         first = min(cells, key=lambda cell: cell["n"] / cell["steps"])
         plots.slope(bests, ratios, (ratios[0], first["best"]["value"]), 0.5)
         fitted = plots.fitted(part, "best α against n/(kT), where it is at most ½:")
+        fitted = fitted.split(" ", 3)[-1] or "none"
         bests.set(xlabel="n/(kT)", ylabel="best α", xscale="log", yscale="log")
-        bests.set_title(f"Best α, those of at most ½:\n{fitted}", fontsize=9)
+        bests.set_title(f"Best α; exponent where at most ½:\n{fitted}", fontsize=9)
         many = next(cell for cell in cells if cell["n"] == samples[-1])
         middle = len(alphas) // 2
         time = SCALE * alphas[middle] * many["steps"] ** 0.5
         for name, exponent in (("optimisation", -1), ("generalisation", 1)):
             plots.slope(errors, TIMES, (time, many[name]["value"][middle]), exponent)
         title = "\n".join(
-            f"{name.capitalize()} error ({mark}) against {exponents}"
+            f"{name.capitalize()} ({mark}): {plots.fitted(part, f'{name} error against ')}"
             for name, mark in (("optimisation", "–"), ("generalisation", "×"))
-            if (exponents := plots.fitted(part, f"{name} error against "))
         )
         errors.set(xlabel="α η kT", xscale="log", yscale="log")
-        errors.set_title(title, fontsize=9)
+        errors.set_title(title, fontsize=8)

@@ -24,7 +24,7 @@ __all__ = ["PREDICTION", "PROBLEMS", "TITLE", "draw", "measure"]
 
 TITLE = "Theorem 3, μ-PL"
 PREDICTION = (
-    "optimisation error (kT)^−(2α − 1) and faster terms; generalisation error 1/(n − 1), times a "
+    "optimisation error 1/(kT)^(2α) + 1/(kT)^(2α − 1); generalisation error 1/(n − 1), times a "
     "power of kT"
 )
 PROBLEMS: dict[str, tuple[Callable[[], Problem], tuple[int, ...]]] = {
@@ -51,7 +51,7 @@ def measure(
     seen = rates.run(problem, samples[1], data_sets, rates.looks(steps))
     end = rates.looks(steps // 4)[-1:]
     by_samples = [rates.run(problem, n, data_sets, end) for n in samples]
-    first_terms = [f" (first term {-2 * alpha:g})" for alpha in ALPHAS]
+    first_terms = [f", first term −{2 * alpha:g}" for alpha in ALPHAS]
     return rates.summary(
         f"{problem.text}; n = {samples[1]}",
         seen,

@@ -167,7 +167,7 @@ def sine(bend: float, target: float, start: float, dimensions: int, noise: float
     return Problem(
         f"ℓ = ½ ‖φ(θ) − z‖², φ(u) = u + {bend:g} sin u, μ = {(1 - bend) ** 2:g}, z normal in "
         f"{dimensions} dimensions with σ = {noise:g}, φ⁻¹ of its mean at {target:.3g}, started at "
-        f"{start:g}",
+        f"{start:.3g}",
         np.full(dimensions, start),
         lambda rng, n: (centre + noise * rng.normal(size=(n, dimensions)),),
         lambda params, sample: 0.5 * jnp.sum((phi(params) - sample[0]) ** 2),

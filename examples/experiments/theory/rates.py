@@ -142,7 +142,7 @@ def draw(part: dict[str, Any], title: str, path: Path) -> None:
             end = steps[-1], part["optimisation"]["value"][n][-1]
             plots.slope(optimisation, last, end, row["predicted"])
         optimisation.set(title="Optimisation error", xlabel="kT", xscale="log", yscale="log")
-        optimisation.legend(fontsize=7, title="slope: predicted, fitted", title_fontsize=7)
+        optimisation.legend(fontsize=7, title="exponent: predicted, fitted", title_fontsize=7)
         generalisation.set(title="Generalisation error", xlabel="kT", xscale="log")
         looks = figures.styles([f"kT = {steps[n]:,}" for n in shown(len(steps))])
         for n, (_, look) in zip(shown(len(steps)), looks, strict=True):

@@ -40,7 +40,7 @@ def minimiser(
         separated and there is no regulariser.
     """
     with jax.enable_x64(True):
-        params, norm = _lbfgs(loss, jnp.asarray(start), samples)
+        params, norm = _lbfgs(loss, jnp.asarray(start), samples, LIMIT)
     if not norm <= TOLERANCE:
         raise ValueError(f"no minimum found: the gradient's norm is {norm:.1e} after L-BFGS")
     return np.asarray(params)
@@ -48,7 +48,7 @@ def minimiser(
 
 @partial(jax.jit, static_argnames="loss")
 def _lbfgs(
-    loss: Callable[..., jax.Array], start: jax.Array, samples: tuple[jax.Array, ...]
+    loss: Callable[..., jax.Array], start: jax.Array, samples: tuple[jax.Array, ...], limit: int
 ) -> tuple[jax.Array, jax.Array]:
     def risk(params: jax.Array) -> jax.Array:
         return jax.vmap(loss, (None, 0))(params, samples).mean()
@@ -64,7 +64,7 @@ def _lbfgs(
         return params, state, *jax.value_and_grad(risk)(params), count + 1
 
     def goes_on(carry: tuple) -> jax.Array:
-        return (jnp.linalg.norm(carry[3]) > TOLERANCE) & (carry[4] < LIMIT)
+        return (jnp.linalg.norm(carry[3]) > TOLERANCE) & (carry[4] < limit)
 
     begin = start, tx.init(start), *jax.value_and_grad(risk)(start), 0
     params, _, _, gradient, _ = jax.lax.while_loop(goes_on, step, begin)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.ticker import NullLocator
 
 from experiments import figures
 from experiments.theory import convex, fits, lookaheads, plots, runs, strongly_convex
@@ -135,7 +136,7 @@ def apart(
 def draw(part: dict[str, Any], title: str, path: Path) -> None:
     """Draws distance and difference over kT, for each n and the lowest and highest α."""
     alpha, steps, n, curvature = np.array(part["where"]).T
-    with figures.picture(path, (11, 4.6), title, dpi=80) as figure:
+    with figures.picture(path, (12, 4.6), title, dpi=80) as figure:
         panels = figure.subplots(1, 2)
         for axes, name in zip(panels, ("distance", "difference"), strict=True):
             values = {bound: np.array(of) for bound, of in part[name].items()}
@@ -149,8 +150,10 @@ def draw(part: dict[str, Any], title: str, path: Path) -> None:
                     shown = look | {"linestyle": dashes, "label": f"{label}, α = {of_alpha:g}"}
                     plots.curve(axes, steps[here], mine, **shown)
             axes.set(xlabel="kT", xscale="log", yscale="log")
+            axes.set_xticks(np.unique(steps), [f"{length:,.0f}" for length in np.unique(steps)])
+            axes.xaxis.set_minor_locator(NullLocator())
         distance, difference = panels
         for axes, what in ((distance, "distance"), (difference, "largest difference of losses")):
             exponents = plots.fitted(part, f"{what} against ")
             axes.set_title(f"{what.capitalize()}\n{exponents}", fontsize=9)
-        distance.legend(fontsize=8)
+        figure.legend(*distance.get_legend_handles_labels(), fontsize=8, loc="outside right center")

@@ -26,7 +26,7 @@ __all__ = ["PREDICTION", "PROBLEMS", "TITLE", "draw", "measure"]
 
 TITLE = "Theorem 2, strongly convex"
 PREDICTION = (
-    "optimisation error (kT)^−min(2α, 1), with a logarithm at α = ½; generalisation error 1/(nλ)"
+    "optimisation error 1/(kT)^min(2α, 1), with a logarithm at α = ½; generalisation error 1/(nλ)"
 )
 SAMPLES = (100, 300, 1_000)
 MIDDLE = 1  # Of SAMPLES, at which optimisation is looked at.
