@@ -136,7 +136,7 @@ def of_best(cells: list[dict[str, Any]], errors: list[dict[str, np.ndarray]]) ->
         excess = np.stack([errors[i]["excess"] for i in used])
         estimate = fits.interval(partial(of_curves, ratio), excess)
         where = "inside (0, 1)" if highest > 0.5 else "at most ½"
-        what = f"best α against n/(kT), where it is {where}: {len(used)} of {len(cells)}"
+        what = f"best α against n/(kT), {where} ({len(used)} of {len(cells)})"
         found += fits.rows([what], [0.5], estimate)
     return found
 
@@ -201,10 +201,10 @@ def draw(part: dict[str, Any], title: str, path: Path) -> None:
         ratios = np.array(sorted(cell["n"] / cell["steps"] for cell in cells))
         first = min(cells, key=lambda cell: cell["n"] / cell["steps"])
         plots.slope(bests, ratios, (ratios[0], first["best"]["value"]), 0.5)
-        fitted = plots.fitted(part, "best α against n/(kT), where it is at most ½:")
-        fitted = fitted.split(" ", 3)[-1] or "none"
+        fitted = plots.fitted(part, "best α against n/(kT), at most ½") or ": none"
         bests.set(xlabel="n/(kT)", ylabel="best α", xscale="log", yscale="log")
-        bests.set_title(f"Best α; exponent where at most ½:\n{fitted}", fontsize=9)
+        bests.set_ylim(alphas[0], 1.5 * alphas[-1])
+        bests.set_title(f"Best α\nexponent, at most ½{fitted}", fontsize=9)
         many = next(cell for cell in cells if cell["n"] == samples[-1])
         middle = len(alphas) // 2
         time = SCALE * alphas[middle] * many["steps"] ** 0.5

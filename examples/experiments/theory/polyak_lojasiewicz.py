@@ -51,12 +51,15 @@ def measure(
     seen = rates.run(problem, samples[1], data_sets, rates.looks(steps))
     end = rates.looks(steps // 4)[-1:]
     by_samples = [rates.run(problem, n, data_sets, end) for n in samples]
+    ratio = (1 - 1 / samples[1]) * problem.smoothness / seen.curvature
+    gammas = [ratio * alpha for alpha in rates.AT_END]
     first_terms = [f", first term −{2 * alpha:g}" for alpha in ALPHAS]
     return rates.summary(
         f"{problem.text}; n = {samples[1]}",
         seen,
         [
             *rates.of_optimisation(seen, [1 - 2 * alpha for alpha in ALPHAS], first_terms),
+            *rates.of_growth(seen, [gamma / (1 + gamma) for gamma in gammas]),
             *rates.of_generalisation("n", samples, by_samples, -1),
         ],
     )

@@ -30,11 +30,13 @@ class Seen(NamedTuple):
       steps: after which.
       errors: of Lookahead, each of shape (α, steps, data sets).
       sgd: of SGD with the learning rates α η_t, likewise.
+      curvature: λ or μ, the mean over the data sets.
     """
 
     steps: np.ndarray
     errors: runs.Errors
     sgd: runs.Errors
+    curvature: float
 
 
 def run(problem: Problem, n: int, data_sets: int, steps: np.ndarray) -> Seen:
@@ -48,7 +50,7 @@ def run(problem: Problem, n: int, data_sets: int, steps: np.ndarray) -> Seen:
     }
     found = runs.errors(problem, data, runs.weights(problem, decaying, settings, data, steps))
     mine, sgd = zip(*(np.split(values, 2) for values in found), strict=True)
-    return Seen(steps, runs.Errors(*mine), runs.Errors(*sgd))
+    return Seen(steps, runs.Errors(*mine), runs.Errors(*sgd), data.curvatures.mean())
 
 
 def summary(text: str, seen: Seen, rows: list[fits.Row]) -> dict[str, Any]:
@@ -97,6 +99,14 @@ def of_generalisation(
     return fits.rows(what, [predicted] * len(what), fit)
 
 
+def of_growth(seen: Seen, predicted: Sequence[float]) -> list[fits.Row]:
+    """Fits the generalisation error over the last decade of steps."""
+    last, used = seen.steps >= seen.steps[-1] / 10, np.isin(ALPHAS, AT_END)
+    what = [f"generalisation error against kT, α = {alpha:g}" for alpha in AT_END]
+    curves = seen.errors.generalisation[used][:, last]
+    return fits.rows(what, predicted, fits.interval(partial(slopes, seen.steps[last]), curves))
+
+
 def shown(count: int) -> list[int]:
     """Returns which of so many steps are the first, the middle and the last."""
     return [0, count // 2, count - 1]
@@ -129,7 +139,7 @@ def draw(part: dict[str, Any], title: str, path: Path) -> None:
     The first fits of the part are those of the optimisation error.
     """
     alphas, steps = part["alphas"], np.array(part["steps"])
-    with figures.picture(path, (13, 4.8), title, dpi=80) as figure:
+    with figures.picture(path, (14, 4.6), title, dpi=75) as figure:
         optimisation, generalisation, excess = figure.subplots(1, 3)
         for n, (alpha, look) in enumerate(figures.styles(alphas)):
             row = part["fits"][n]
@@ -142,7 +152,9 @@ def draw(part: dict[str, Any], title: str, path: Path) -> None:
             end = steps[-1], part["optimisation"]["value"][n][-1]
             plots.slope(optimisation, last, end, row["predicted"])
         optimisation.set(title="Optimisation error", xlabel="kT", xscale="log", yscale="log")
-        optimisation.legend(fontsize=7, title="exponent: predicted, fitted", title_fontsize=7)
+        handles = optimisation.get_legend_handles_labels()
+        heading = "exponent over kT:\npredicted, fitted"
+        figure.legend(*handles, loc="outside right center", title=heading, fontsize=8)
         generalisation.set(title="Generalisation error", xlabel="kT", xscale="log")
         looks = figures.styles([f"kT = {steps[n]:,}" for n in shown(len(steps))])
         for n, (_, look) in zip(shown(len(steps)), looks, strict=True):
