@@ -1,6 +1,7 @@
 """What the theorems' experiments find at reduced sizes, and their program."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from error_lines import error_line
 from experiments.theory import convex, fits, rates, runs, stages
 from experiments.theory.problems import mean
 from x64 import enable_x64
+
+from slrla_jax import theory_stages
 
 RESULTS = Path(theory.__file__).parent / "results" / "theory"
 
@@ -54,22 +57,30 @@ def test_the_error_falls_slower_with_a_small_alpha():
 
 
 def test_the_stages_of_theorem_4_reach_what_they_promise():
+    """At the slow weights too, for which the proof does not speak."""
     problem, steps = mean(1.0, 5, 3.0, 0.3), 4_000
     data = runs.draw(problem, 4, 50, steps)
     error, square = stages.at_start(problem, data)
-    make = stages.staged(1.0, error, square, 0.5, 1 / 6, steps)
-    lengths = [int(np.ceil(18 * square * 2**s / (0.5 * error) / 5)) * 5 for s in range(1, 7)]
-    ends = np.cumsum(lengths)[np.cumsum(lengths) <= steps]
+    schedule = theory_stages(steps, 1.0, square**0.5, 0.5, initial_error=error)
+    ends = np.cumsum([stage.length for stage in schedule])
     assert len(ends) >= 3
-    found = runs.errors(
-        problem, data, runs.weights(problem, make, {"none": np.zeros((1, 1))}, data, ends)
-    )
+    make = partial(stages.optimizer, schedule)
+    found = runs.errors(problem, data, runs.weights(problem, make, stages.NOTHING, data, ends))
     targets = error / 2 ** np.arange(1, len(ends) + 1)
     assert (found.optimisation[0].mean(-1) < targets).all()
 
 
 def test_the_program(tmp_path, capsys):
-    asked = ["--theorems", "regulariser", "--steps", "400", "--seeds", "3", "--root", str(tmp_path)]
+    asked = [
+        "--theorems",
+        "regulariser",
+        "--steps",
+        "1000",
+        "--seeds",
+        "3",
+        "--root",
+        str(tmp_path),
+    ]
     assert theory.main([*asked, "--name", "mine"]) == 0
     folder = tmp_path / "mine"
     files = {"results.json", "settings.json", "table.md", "regulariser_ridge.png"}
@@ -85,12 +96,12 @@ def test_the_program(tmp_path, capsys):
 
 
 def test_bad_flags_are_named(capsys, tmp_path):
-    for flag, value in (("--theorems", "concave"), ("--steps", "399"), ("--seeds", "0")):
+    for flag, value in (("--theorems", "concave"), ("--steps", "999"), ("--seeds", "0")):
         with pytest.raises(SystemExit):
             theory.main([flag, value])
         assert flag in capsys.readouterr().err
     message = error_line(theory.main, ["--seeds", "1", "--root", str(tmp_path)], capsys)
-    assert "--seeds must be 2 or more, got 1" in message
+    assert message == "theory.py: error: --seeds: must be 2 or more, got 1\n"
 
 
 @pytest.mark.parametrize("study", theory.STUDIES.values())

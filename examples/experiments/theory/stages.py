@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -41,76 +41,123 @@ NOTHING = {"none": np.zeros((1, 1))}  # A single setting.
 POINTS = 60  # Of a curve.
 START = 10  # Gradients before which no curve is seen.
 
-# Each with Lookahead's predicted exponent of 1/ε as a function of α.
-PROBLEMS: dict[str, tuple[Callable[[], Problem], Callable[[float], float]]] = {
-    "mean": (partial(mean, 1.0, 10, 3.0, 0.5), lambda alpha: max(1 / (2 * alpha), 1)),
-    "ridge": (partial(ridge, 0.4, 30), lambda alpha: max(1 / (2 * alpha), 1)),
-    "sine": (partial(sine, 0.5, np.pi, np.pi + 2, 2, 0.3), lambda alpha: 1 / alpha),
+
+class Case(NamedTuple):
+    """A problem for every λ or μ.
+
+    Attributes:
+      make: returns the problem of a λ.
+      curvatures: values of λ, of which the first is looked at.
+      predicted: Lookahead's exponent of 1/ε, a function of α.
+    """
+
+    make: Callable[[float], Problem]
+    curvatures: tuple[float, ...]
+    predicted: Callable[[float], float]
+
+
+def strongly_convex(alpha: float) -> float:
+    """Returns Lookahead's exponent of 1/ε."""
+    return max(1 / (2 * alpha), 1)
+
+
+PROBLEMS = {
+    "mean": Case(partial(mean, dimensions=10, distance=3.0, noise=0.5), (1.0,), strongly_convex),
+    "ridge": Case(partial(ridge, dimensions=30), (0.4, 0.2, 0.1), strongly_convex),
+    "sine": Case(
+        lambda mu: sine(1 - mu**0.5, np.pi, np.pi + 2, 2, 0.3), (0.25,), lambda alpha: 1 / alpha
+    ),
 }
 
 
-def measure(
-    chosen: tuple[Callable[[], Problem], Callable[[float], float]], data_sets: int, steps: int
-) -> dict[str, Any]:
-    """Runs both methods with every α.
+class Setup(NamedTuple):
+    """A problem with its data sets, and when to look.
+
+    Attributes:
+      problem: the problem.
+      data: its data sets.
+      seen: the steps after which to look.
+      curvature: λ or μ.
+      error: ε_0.
+      square: G².
+    """
+
+    problem: Problem
+    data: runs.DataSets
+    seen: np.ndarray
+    curvature: float
+    error: float
+    square: float
+
+    def lookahead(self, alpha: float) -> np.ndarray:
+        """Returns Lookahead's optimisation error, of shape (steps seen, data sets)."""
+        settings = {
+            "alpha": np.full((1, 1), alpha),
+            "curvature": self.data.curvatures[None],
+            "smoothness": np.full((1, 1), self.problem.smoothness),
+        }
+        return self.run(decaying, settings)
+
+    def slrla(self, alpha: float, **changes: float) -> np.ndarray:
+        """Returns SLRLA's, with changes to every stage."""
+        bound, steps = self.square**0.5, int(self.seen[-1])
+        stages = theory_stages(steps, self.curvature, bound, alpha, K, self.error)
+        stages = [replace(stage, **changes) for stage in stages]
+        return self.run(partial(optimizer, stages), NOTHING)
+
+    def run(self, make: Any, settings: runs.Settings) -> np.ndarray:
+        """Returns the optimisation error of the only setting."""
+        weights = runs.weights(self.problem, make, settings, self.data, self.seen)
+        return runs.errors(self.problem, self.data, weights).optimisation[0]
+
+
+def optimizer(stages: Sequence[Stage], _: Any) -> optax.GradientTransformation:
+    """Returns SLRLA around SGD in these stages, the same in every setting."""
+    return slrla(optax.sgd, stages)
+
+
+def set_up(problem: Problem, data_sets: int, steps: int) -> Setup:
+    """Draws data sets, and looks at the start."""
+    data = runs.draw(problem, data_sets, SAMPLES, steps)
+    seen = K * np.unique(np.rint(np.geomspace(START, steps, POINTS) / K).astype(int))
+    return Setup(problem, data, seen, data.curvatures.mean(), *at_start(problem, data))
+
+
+def measure(case: Case, data_sets: int, steps: int) -> dict[str, Any]:
+    """Runs both methods with every α, and with α = 1 for every λ.
 
     Args:
-      chosen: the problem, and Lookahead's predicted exponent.
+      case: the problem, and what is predicted.
       data_sets: how many, each with draws of its own.
       steps: a fifth of the gradients of a run.
 
     Returns:
       `text`, the problem; `curves`, the optimisation error over `steps` of each method; and `fits`.
     """
-    make, predicted = chosen
-    problem = make()
-    data = runs.draw(problem, data_sets, SAMPLES, 5 * steps)
-    error, square = at_start(problem, data)
-    seen = K * np.unique(np.rint(np.geomspace(START, 5 * steps, POINTS) / K).astype(int))
-    curvature = data.curvatures.mean()
-    exponents: dict[str, float] = {}
-    curves: dict[str, np.ndarray] = {}
-
-    def run(name: str, exponent: float, make: Any, settings: runs.Settings) -> None:
-        weights = runs.weights(problem, make, settings, data, seen)
-        exponents[name] = exponent
-        curves[name] = runs.errors(problem, data, weights).optimisation[0]
-
+    setups = [set_up(case.make(c), data_sets, 5 * steps) for c in case.curvatures]
+    setup = setups[0]
+    curves = {f"Lookahead, α = {alpha:g}": setup.lookahead(alpha) for alpha in ALPHAS}
+    exponents = [*map(case.predicted, ALPHAS), *(1 for _ in ALPHAS), 1]
+    curves |= {f"SLRLA, α = {alpha:g}": setup.slrla(alpha) for alpha in ALPHAS}
+    curves[SGD] = setup.slrla(1.0, beta=0.0)
+    rows = []
+    for name, exponent in zip(curves, exponents, strict=True):
+        rows += of_gradients(name, exponent, setup.seen, curves[name])
     for alpha in ALPHAS:
-        settings = {
-            "alpha": np.full((1, 1), alpha),
-            "curvature": data.curvatures[None],
-            "smoothness": np.full((1, 1), problem.smoothness),
-        }
-        run(f"Lookahead, α = {alpha:g}", predicted(alpha), decaying, settings)
+        rows += of_ratio(f"SLRLA, α = {alpha:g}", 1 / alpha, setup.seen, curves)
+    rows += of_ratio("Lookahead, α = 1", None, setup.seen, curves)
     for alpha in ALPHAS:
-        stages = theory_stages(5 * steps, curvature, square**0.5, alpha, K, error)
-        run(f"SLRLA, α = {alpha:g}", 1, partial(optimizer, stages), NOTHING)
-    run(SGD, 1, partial(optimizer, [replace(stage, beta=0.0) for stage in stages]), NOTHING)
+        rows += of_proof(setup, alpha, curves[f"SLRLA, α = {alpha:g}"])
+    if len(setups) > 1:
+        for name, predicted in (("lookahead", -2), ("slrla", -1)):
+            rows += of_curvature(name, predicted, setups)
     return {
-        "text": f"{problem.text}; n = {SAMPLES}, G² = {square:.3g}, ε_0 = {error:.3g}",
-        "steps": seen,
+        "text": f"{setup.problem.text}; n = {SAMPLES}, G² = {setup.square:.3g}, "
+        f"ε_0 = {setup.error:.3g}",
+        "steps": setup.seen,
         "curves": {name: fits.interval(np.asarray, values) for name, values in curves.items()},
-        "fits": [
-            *(row for name in curves for row in of_gradients(name, exponents, seen, curves)),
-            *(
-                row
-                for alpha in ALPHAS
-                for row in of_ratio(f"SLRLA, α = {alpha:g}", 1 / alpha, seen, curves)
-            ),
-            *of_ratio(f"Lookahead, α = {ALPHAS[-1]:g}", None, seen, curves),
-            *(
-                row
-                for alpha in ALPHAS
-                for row in of_proof(alpha, 36 * square / (curvature * alpha), seen, curves)
-            ),
-        ],
+        "fits": rows,
     }
-
-
-def optimizer(stages: Sequence[Stage], _: Any) -> optax.GradientTransformation:
-    """Returns SLRLA around SGD in these stages, the same in every setting."""
-    return slrla(optax.sgd, stages)
 
 
 def at_start(problem: Problem, data: runs.DataSets) -> tuple[float, float]:
@@ -127,10 +174,10 @@ def at_start(problem: Problem, data: runs.DataSets) -> tuple[float, float]:
 
 
 def of_gradients(
-    name: str, exponents: dict[str, float], steps: np.ndarray, curves: dict[str, np.ndarray]
+    name: str, predicted: float, steps: np.ndarray, errors: np.ndarray
 ) -> list[fits.Row]:
     """Fits the gradients to reach ε against 1/ε, from a twentieth of the gradients on."""
-    curve = curves[name].mean(-1)
+    curve = errors.mean(-1)
     levels = np.geomspace(np.interp(steps[-1] / 20, steps, curve), MARGIN * curve[-1], LEVELS)
 
     def fit(mean: np.ndarray) -> float:
@@ -139,7 +186,7 @@ def of_gradients(
         return fits.exponents([1 / levels[there]], gradients[there])[0]
 
     what = f"gradients against 1/ε, {name}"
-    return fits.rows([what], [exponents[name]], fits.interval(fit, curves[name]))
+    return fits.rows([what], [predicted], fits.interval(fit, errors))
 
 
 def of_ratio(
@@ -158,15 +205,28 @@ def of_ratio(
     return fits.rows([what], [predicted], fits.interval(ratio, both))
 
 
-def of_proof(
-    alpha: float, factor: float, steps: np.ndarray, curves: dict[str, np.ndarray]
-) -> list[fits.Row]:
+def of_proof(setup: Setup, alpha: float, errors: np.ndarray) -> list[fits.Row]:
     """Compares the gradients 36 G² / (λ α ε) with which ε is proved with those of the run."""
+    factor = 36 * setup.square / (setup.curvature * alpha * setup.seen[-1])
     what = f"36 G²/(λαε) over the gradients measured, SLRLA, α = {alpha:g}"
-    ratio = fits.interval(
-        lambda curve: factor / (curve[-1] * steps[-1]), curves[f"SLRLA, α = {alpha:g}"]
+    return fits.rows([what], [None], fits.interval(lambda curve: factor / curve[-1], errors))
+
+
+def of_curvature(method: str, predicted: float, setups: Sequence[Setup]) -> list[fits.Row]:
+    """Fits the gradients to reach ε against λ, with α = 1."""
+    curves = np.stack([getattr(setup, method)(1.0) for setup in setups])
+    lowest = MARGIN * curves.mean(-1)[:, -1].max()
+    levels = np.geomspace(4 * lowest, lowest, LEVELS)
+    values = np.array([setup.curvature for setup in setups])
+
+    def fit(mean: np.ndarray) -> float:
+        gradients = [needed(setups[0].seen, curve, levels) for curve in mean]
+        return fits.exponents([values], np.exp(np.nanmean(np.log(gradients), axis=1)))[0]
+
+    what = {"lookahead": "Lookahead", "slrla": "SLRLA"}[method]
+    return fits.rows(
+        [f"gradients to reach ε against λ, {what}, α = 1"], [predicted], fits.interval(fit, curves)
     )
-    return fits.rows([what], [None], ratio)
 
 
 def needed(steps: np.ndarray, curve: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -182,7 +242,9 @@ def draw(part: dict[str, Any], title: str, path: Path) -> None:
         for axes, chosen in ((lookahead, True), (staged, False)):
             mine = [name for name in part["curves"] if name.startswith("Lookahead") is chosen]
             for name, look in figures.styles(mine):
-                row = next(row for row in part["fits"] if row["what"].endswith(name))
+                row = next(
+                    row for row in part["fits"] if row["what"] == f"gradients against 1/ε, {name}"
+                )
                 label = (
                     f"{name}: {plots.number(row['predicted'], '.2g')}, {plots.number(row['value'])}"
                 )
