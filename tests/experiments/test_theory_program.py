@@ -2,7 +2,6 @@
 
 import json
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +13,10 @@ from x64 import enable_x64
 
 from slrla_jax import theory_stages
 
-RESULTS = Path(theory.__file__).parent / "results" / "theory"
-
 
 @pytest.fixture(autouse=True)
-def float64():
+def float64(monkeypatch):
+    monkeypatch.setattr(fits, "RESAMPLES", 100)
     with enable_x64(True):
         yield
 
