@@ -14,7 +14,7 @@ and the variance σ²/(2n) Σ (1 − exp(−λ_j s))² ≈ ln 2 σ² s/n, as lon
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,6 @@ TITLE = "Theorem 1, convex"
 PREDICTION = "optimisation error 1/(α√(kT)), generalisation error α√(kT)/n, best α √(n/(kT))"
 SCALE = 0.5  # η √(kT)
 ALPHAS = np.geomspace(0.03, 1.0, 10)
-SAMPLES = (200, 800, 3_200)
 FRACTIONS = (1 / 16, 1 / 4, 1)  # Of the steps asked for.
 # Where s = α η kT is neither so short that only the start is seen nor so long that d is.
 TIMES = (2.0, 40.0)
@@ -57,28 +56,35 @@ def classes(dimensions: int = 20, length: float = 2.0) -> Problem:
     return logistic(1 / j, solution, np.zeros(dimensions))
 
 
-PROBLEMS: dict[str, Callable[[], Problem]] = {
-    "least squares": partial(hard, 1.0),
-    "least squares without noise": partial(hard, 0.0),
-    "logistic regression": classes,
+class Case(NamedTuple):
+    """A problem and the numbers of samples n with which it is looked at."""
+
+    make: Callable[[], Problem]
+    samples: tuple[int, ...]
+
+
+PROBLEMS = {
+    "least squares": Case(partial(hard, 1.0), (200, 800, 3_200)),
+    "least squares without noise": Case(partial(hard, 0.0), (200, 800, 3_200)),
+    "logistic regression": Case(classes, (100, 200, 800)),
 }
 
 
-def measure(make_problem: Callable[[], Problem], data_sets: int, steps: int) -> dict[str, Any]:
+def measure(case: Case, data_sets: int, steps: int) -> dict[str, Any]:
     """Runs every α, n and kT.
 
     Args:
-      make_problem: returns the problem.
+      case: the problem.
       data_sets: how many, each with draws of its own.
       steps: the largest kT.
 
     Returns:
       `text`, the problem; `cells`, the errors over `alphas` of each n and kT; and `fits`.
     """
-    problem = make_problem()
+    problem = case.make()
     lengths = [K * round(fraction * steps / K) for fraction in FRACTIONS]
     cells, errors = [], []
-    for n in SAMPLES:
+    for n in case.samples:
         data = runs.draw(problem, data_sets, n, lengths[-1])
         for length in lengths:
             errors.append(run(problem, data, length))
@@ -87,15 +93,21 @@ def measure(make_problem: Callable[[], Problem], data_sets: int, steps: int) -> 
         "text": problem.text,
         "alphas": ALPHAS,
         "cells": cells,
-        "fits": [*of_best(cells, errors), *of_errors(cells, errors), *of_sgd(cells, errors)],
+        "fits": [
+            *of_best(cells, errors),
+            *of_errors(cells, errors),
+            *of_bound(errors),
+            *of_sgd(errors),
+        ],
     }
 
 
 def run(problem: Problem, data: runs.DataSets, length: int) -> dict[str, np.ndarray]:
     """Returns the errors after so many steps, each of shape (α, data sets).
 
-    Those of Lookahead by their names; and `sgd`, the excess risk of SGD with the learning rates
-    α η, which is Lookahead with α = 1.
+    Those of Lookahead by their names; `sgd`, the excess risk of SGD with the learning rates α η,
+    which is Lookahead with α = 1; and `bound`, ‖θ*_S − θ_0‖² / (2 α η kT), the classical bound on
+    the optimisation error of gradient descent, without what noise adds to it.
     """
     ones = np.ones_like(ALPHAS)
     settings = {
@@ -105,11 +117,14 @@ def run(problem: Problem, data: runs.DataSets, length: int) -> dict[str, np.ndar
     weights = runs.weights(problem, constant, settings, data, [length])
     found = runs.errors(problem, data, weights)
     mine, sgd = np.split(found.excess[:, 0], 2)
+    squared = ((data.minimisers - problem.start) ** 2).sum(-1)
+    time = SCALE * length**0.5 * ALPHAS[:, None]
     return {
         "optimisation": found.optimisation[: len(ALPHAS), 0],
         "generalisation": found.generalisation[: len(ALPHAS), 0],
         "excess": mine,
         "sgd": sgd,
+        "bound": squared / (2 * time),
     }
 
 
@@ -163,7 +178,15 @@ def of_errors(cells: list[dict[str, Any]], errors: list[dict[str, np.ndarray]]) 
     return found
 
 
-def of_sgd(cells: list[dict[str, Any]], errors: list[dict[str, np.ndarray]]) -> list[fits.Row]:
+def of_bound(errors: list[dict[str, np.ndarray]]) -> list[fits.Row]:
+    """Compares the optimisation error with its bound, where it comes nearest to it."""
+    both = np.stack([[of_cell["optimisation"], of_cell["bound"]] for of_cell in errors])
+    largest = fits.interval(lambda mean: (mean[:, 0] / mean[:, 1]).max(), both)
+    what = "optimisation error over ‖θ*_S − θ_0‖²/(2αηkT), the largest"
+    return fits.rows([what], [None], largest)
+
+
+def of_sgd(errors: list[dict[str, np.ndarray]]) -> list[fits.Row]:
     """Compares the lowest excess risk over α with SGD's over as many learning rates α η."""
     both = np.stack([[of_cell["excess"], of_cell["sgd"]] for of_cell in errors])
 

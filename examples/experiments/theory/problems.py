@@ -99,7 +99,10 @@ def interpolation(dimensions: int, noise: float) -> Problem:
       noise: σ.
     """
     solution = np.random.default_rng(0).normal(size=dimensions)
-    text = f"least squares, x normal in {dimensions} dimensions with the variance 1/{dimensions}"
+    text = (
+        f"least squares, x normal in {dimensions} dimensions with the variance 1/{dimensions}, "
+        f"θ* normal, y = xᵀθ* + {noise:g} ε"
+    )
     eigenvalues = np.full(dimensions, 1 / dimensions)
     problem = least_squares(text, eigenvalues, solution, np.zeros(dimensions), noise)
 
@@ -123,15 +126,15 @@ def mean(curvature: float, dimensions: int, distance: float, noise: float) -> Pr
     """
     start = np.full(dimensions, distance / np.sqrt(dimensions))
     return Problem(
-        f"ℓ = λ/2 ‖θ − z‖², z normal in {dimensions} dimensions with σ = {noise:g}, "
+        text=f"ℓ = λ/2 ‖θ − z‖², z normal in {dimensions} dimensions with σ = {noise:g}, "
         f"λ = {curvature:g}, started at a distance of {distance:g}",
-        start,
-        lambda rng, n: (noise * rng.normal(size=(n, dimensions)),),
-        lambda params, sample: 0.5 * curvature * jnp.sum((params - sample[0]) ** 2),
-        lambda params: 0.5 * curvature * (params @ params + noise**2 * dimensions),
-        lambda samples: samples[0].mean(0),
-        lambda samples: curvature,
-        5 * curvature,
+        start=start,
+        draw=lambda rng, n: (noise * rng.normal(size=(n, dimensions)),),
+        loss=lambda params, sample: 0.5 * curvature * jnp.sum((params - sample[0]) ** 2),
+        risk=lambda params: 0.5 * curvature * (params @ params + noise**2 * dimensions),
+        solve=lambda samples: samples[0].mean(0),
+        curvature=lambda samples: curvature,
+        smoothness=5 * curvature,
     )
 
 
@@ -165,14 +168,14 @@ def sine(bend: float, target: float, start: float, dimensions: int, noise: float
         return (low + high) / 2
 
     return Problem(
-        f"ℓ = ½ ‖φ(θ) − z‖², φ(u) = u + {bend:g} sin u, μ = {(1 - bend) ** 2:g}, z normal in "
+        text=f"ℓ = ½ ‖φ(θ) − z‖², φ(u) = u + {bend:g} sin u, μ = {(1 - bend) ** 2:g}, z normal in "
         f"{dimensions} dimensions with σ = {noise:g}, φ⁻¹ of its mean at {target:.3g}, started at "
         f"{start:.3g}",
-        np.full(dimensions, start),
-        lambda rng, n: (centre + noise * rng.normal(size=(n, dimensions)),),
-        lambda params, sample: 0.5 * jnp.sum((phi(params) - sample[0]) ** 2),
-        lambda params: 0.5 * (jnp.sum((phi(params) - centre) ** 2) + noise**2 * dimensions),
-        solve,
-        lambda samples: (1 - bend) ** 2,
-        2 * (1 + bend) ** 2,
+        start=np.full(dimensions, start),
+        draw=lambda rng, n: (centre + noise * rng.normal(size=(n, dimensions)),),
+        loss=lambda params, sample: 0.5 * jnp.sum((phi(params) - sample[0]) ** 2),
+        risk=lambda params: 0.5 * (jnp.sum((phi(params) - centre) ** 2) + noise**2 * dimensions),
+        solve=solve,
+        curvature=lambda samples: (1 - bend) ** 2,
+        smoothness=2 * (1 + bend) ** 2,
     )

@@ -1,7 +1,7 @@
 """Theorem 4: SLRLA's generalisation error against β, when an optimisation error ε is reached.
 
 Prediction, λ-strongly convex: O(1 / (n (β/α + λ))), as stability has it, so that a regulariser
-helps generalisation by what it adds to λ.
+helps generalisation by what it adds to λ; under the μ-PL condition O(1 / (n (c/α + μ))).
 
 Experiment: SLRLA with every β in stages of equal length, until the optimisation error is that which
 the slowest reaches at the end; and the generalisation errors then, and at the end.
@@ -19,19 +19,23 @@ import optax
 from experiments import figures
 from experiments.theory import fits, plots, runs
 from experiments.theory.lookaheads import K
-from experiments.theory.problems import Problem
+from experiments.theory.problems import Problem, sine
 from experiments.theory.strongly_convex import ridge
 from slrla_jax import Stage, slrla
 
 TITLE = "Theorem 4, generalisation against β"
-PREDICTION = "at equal optimisation error the generalisation error is 1/(n(β/α + λ))"
+PREDICTION = (
+    "at equal optimisation error the generalisation error is 1/(n(β/α + λ)), or with μ for λ"
+)
 ALPHA, RATE = 0.5, 0.02
 BETAS = np.array([0.0, 0.1, 0.3, 1.0, 3.0])
 SAMPLES = 300
 STAGES = 40
-CURVATURE = 0.02
 
-PROBLEMS: dict[str, Callable[[], Problem]] = {"ridge": partial(ridge, CURVATURE, 100)}
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "ridge": partial(ridge, 0.02, 100),
+    "sine": partial(sine, 0.5, np.pi, np.pi + 2, 10, 1.0),
+}
 
 
 def optimizer(cycles: int, setting: dict[str, jax.Array]) -> optax.GradientTransformation:
@@ -48,8 +52,8 @@ def measure(make_problem: Callable[[], Problem], data_sets: int, steps: int) -> 
       steps: of a run, as many as there are in whole stages.
 
     Returns:
-      `text`, the problem; `betas`; both errors after `steps`; `level`, the ε that all reach, and
-      `generalised`, the generalisation error there; and `fits`.
+      `text`, the problem; `betas`; `total`, β/α + λ; both errors after `steps`; `level`, the ε that
+      all reach, and `generalised`, the generalisation error there; and `fits`.
     """
     problem, cycles = make_problem(), max(steps // (K * STAGES), 1)
     seen = K * cycles * np.arange(1, STAGES + 1)
@@ -60,7 +64,7 @@ def measure(make_problem: Callable[[], Problem], data_sets: int, steps: int) -> 
     level = errors.optimisation[:, -1].mean(-1).max()
     both = np.stack(errors)
     there = partial(at_level, seen, level)
-    total = BETAS / ALPHA + CURVATURE
+    total = BETAS / ALPHA + data.curvatures.mean()
 
     def fit(find: Callable[[np.ndarray], np.ndarray], mean: np.ndarray) -> np.ndarray:
         return fits.exponents([total], find(mean))
@@ -71,6 +75,7 @@ def measure(make_problem: Callable[[], Problem], data_sets: int, steps: int) -> 
             f"{K * cycles:,} gradients"
         ),
         "betas": BETAS,
+        "total": total,
         "steps": seen,
         **{name: fits.interval(np.asarray, e) for name, e in errors._asdict().items()},
         "level": level,
@@ -107,7 +112,7 @@ def at_level(steps: np.ndarray, level: float, errors: np.ndarray) -> np.ndarray:
 
 def draw(part: dict[str, Any], title: str, path: Path) -> None:
     """Draws the generalisation error over the optimisation error, and over β/α + λ."""
-    total = np.array(part["betas"]) / ALPHA + CURVATURE
+    total = np.array(part["total"])
     with figures.picture(path, (11, 4.6), title, dpi=80) as figure:
         path_of, at_equal = figure.subplots(1, 2)
         for n, (label, look) in enumerate(figures.styles([f"β = {b:g}" for b in part["betas"]])):
