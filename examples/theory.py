@@ -44,6 +44,12 @@ STUDIES = {
     "regulariser": regulariser,
     "stability": stability,
 }
+# The parts of the results by their titles: each a study and one of its problems.
+PARTS = {
+    f"{study.TITLE}: {problem}": (name, problem)
+    for name, study in STUDIES.items()
+    for problem in study.PROBLEMS
+}
 DIGITS = 4
 FORM = ".3g"
 
@@ -77,14 +83,14 @@ def make_parser() -> Parser:
 def parts_of(args: Namespace, data_sets: int) -> dict[str, Callable[[], Any]]:
     """Returns what computes each problem of the theorems that are asked for."""
 
-    def compute(study: Any, problem: Callable[[], Any]) -> Any:
+    def compute(study: Any, problem: str) -> Any:
         with jax.enable_x64(True):
-            return plain(study.measure(problem, data_sets, args.steps))
+            return plain(study.measure(study.PROBLEMS[problem], data_sets, args.steps))
 
     return {
-        f"{study.TITLE}: {name}": partial(compute, study, problem)
-        for study in map(STUDIES.get, args.theorems)
-        for name, problem in study.PROBLEMS.items()
+        title: partial(compute, STUDIES[name], problem)
+        for title, (name, problem) in PARTS.items()
+        if name in args.theorems
     }
 
 
@@ -99,22 +105,24 @@ def plain(tree: Any) -> Any:
     return tree.item() if isinstance(tree, np.generic) else tree
 
 
-def study_of(title: str) -> Any:
-    """Returns the study of a part."""
-    return next(study for study in STUDIES.values() if title.startswith(study.TITLE))
-
-
 def picture_of(title: str) -> str:
     """Returns the name of a part's picture."""
-    name = next(name for name, study in STUDIES.items() if study is study_of(title))
-    return f"{name}_{title.split(': ')[1]}.png".replace(" ", "_")
+    return f"{'_'.join(PARTS[title])}.png".replace(" ", "_")
+
+
+def computed(results: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Returns title, study and results of the parts that there are, in the order of `PARTS`."""
+    parts = results["parts"]
+    return [
+        (title, STUDIES[name], parts[title]) for title, (name, _) in PARTS.items() if title in parts
+    ]
 
 
 def page(results: Mapping[str, Any]) -> str:
     """Returns the tables, in Markdown."""
     lines = []
-    for title, part in results["parts"].items():
-        lines += [f"#### {title}", "", f"{study_of(title).PREDICTION}.", "", part["text"] + ".", ""]
+    for title, study, part in computed(results):
+        lines += [f"#### {title}", "", f"{study.PREDICTION}.", "", part["text"] + ".", ""]
         rows = [("what", "predicted", "measured", "95 % interval")]
         rows += [
             (row["what"], number(row["predicted"], "g"), number(row["value"], FORM), between(row))
@@ -131,8 +139,7 @@ def between(row: Mapping[str, Any]) -> str:
 
 def draw(results: Mapping[str, Any], folder: Path) -> None:
     """Draws a picture of each part."""
-    for title, part in results["parts"].items():
-        study = study_of(title)
+    for title, study, part in computed(results):
         heading = f"{title}. Predicted: {study.PREDICTION}. {part['text']}"
         study.draw(part, heading, folder / picture_of(title))
 

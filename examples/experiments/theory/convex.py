@@ -93,21 +93,15 @@ def measure(case: Case, data_sets: int, steps: int) -> dict[str, Any]:
         "text": problem.text,
         "alphas": ALPHAS,
         "cells": cells,
-        "fits": [
-            *of_best(cells, errors),
-            *of_errors(cells, errors),
-            *of_bound(errors),
-            *of_sgd(errors),
-        ],
+        "fits": [*of_best(cells, errors), *of_errors(cells, errors), *of_sgd(errors)],
     }
 
 
 def run(problem: Problem, data: runs.DataSets, length: int) -> dict[str, np.ndarray]:
     """Returns the errors after so many steps, each of shape (α, data sets).
 
-    Those of Lookahead by their names; `sgd`, the excess risk of SGD with the learning rates α η,
-    which is Lookahead with α = 1; and `bound`, ‖θ*_S − θ_0‖² / (2 α η kT), the classical bound on
-    the optimisation error of gradient descent, without what noise adds to it.
+    Those of Lookahead by their names; and `sgd`, the excess risk of SGD with the learning rates
+    α η, which is Lookahead with α = 1.
     """
     ones = np.ones_like(ALPHAS)
     settings = {
@@ -117,14 +111,11 @@ def run(problem: Problem, data: runs.DataSets, length: int) -> dict[str, np.ndar
     weights = runs.weights(problem, constant, settings, data, [length])
     found = runs.errors(problem, data, weights)
     mine, sgd = np.split(found.excess[:, 0], 2)
-    squared = ((data.minimisers - problem.start) ** 2).sum(-1)
-    time = SCALE * length**0.5 * ALPHAS[:, None]
     return {
         "optimisation": found.optimisation[: len(ALPHAS), 0],
         "generalisation": found.generalisation[: len(ALPHAS), 0],
         "excess": mine,
         "sgd": sgd,
-        "bound": squared / (2 * time),
     }
 
 
@@ -176,14 +167,6 @@ def of_errors(cells: list[dict[str, Any]], errors: list[dict[str, np.ndarray]]) 
         fit = fits.interval(partial(fits.exponents, factors), values)
         found += fits.rows(what, predicted, fit)
     return found
-
-
-def of_bound(errors: list[dict[str, np.ndarray]]) -> list[fits.Row]:
-    """Compares the optimisation error with its bound, where it comes nearest to it."""
-    both = np.stack([[of_cell["optimisation"], of_cell["bound"]] for of_cell in errors])
-    largest = fits.interval(lambda mean: (mean[:, 0] / mean[:, 1]).max(), both)
-    what = "optimisation error over ‖θ*_S − θ_0‖²/(2αηkT), the largest"
-    return fits.rows([what], [None], largest)
 
 
 def of_sgd(errors: list[dict[str, np.ndarray]]) -> list[fits.Row]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 
 def curve(axes: Axes, x: Sequence[float], estimate: dict[str, Any], **look: Any) -> None:
@@ -27,6 +28,14 @@ def slope(axes: Axes, x: Sequence[float], through: tuple[float, float], exponent
     x = np.asarray(x, float)
     line = through[1] * (x / through[0]) ** exponent
     axes.plot(x, line, color="0.2", linestyle=":", linewidth=1.2, zorder=9)
+
+
+def ticks(axes: Axes, values: Sequence[float]) -> None:
+    """Labels these values on the x axis, and no others."""
+    axes.set_xticks(
+        values, [f"{value:,.3g}" if value < 1_000 else f"{value:,.0f}" for value in values]
+    )
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def number(value: float | None, form: str = ".2f") -> str:

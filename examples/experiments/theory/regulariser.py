@@ -128,3 +128,4 @@ def draw(part: dict[str, Any], title: str, path: Path) -> None:
         what = "generalisation error against β/α + λ, at equal optimisation error"
         at_equal.set_title(f"At the grey line: exponent{plots.fitted(part, what)}", fontsize=9)
         at_equal.set(xlabel="β/α + λ", xscale="log", yscale="log")
+        plots.ticks(at_equal, total)

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.ticker import NullLocator
 
 from experiments import figures
 from experiments.theory import convex, fits, lookaheads, plots, runs, strongly_convex
@@ -150,8 +149,7 @@ def draw(part: dict[str, Any], title: str, path: Path) -> None:
                     shown = look | {"linestyle": dashes, "label": f"{label}, α = {of_alpha:g}"}
                     plots.curve(axes, steps[here], mine, **shown)
             axes.set(xlabel="kT", xscale="log", yscale="log")
-            axes.set_xticks(np.unique(steps), [f"{length:,.0f}" for length in np.unique(steps)])
-            axes.xaxis.set_minor_locator(NullLocator())
+            plots.ticks(axes, np.unique(steps))
         distance, difference = panels
         for axes, what in ((distance, "distance"), (difference, "largest difference of losses")):
             exponents = plots.fitted(part, f"{what} against ")
