@@ -89,6 +89,7 @@ def test_the_program(tmp_path, capsys):
     part = results["parts"]["Theorem 4, generalisation against β: ridge"]
     found = row(part, "generalisation error against β/α + λ, at equal")
     assert f"{found['value']:.3g}".replace("-", "−") in theory.page(results)
+    assert found["low"] > -0.5  # The theorem has −1.
     capsys.readouterr()
     assert theory.main([*asked, "--name", "mine", "--resume"]) == 0
     assert capsys.readouterr().out.count("done before") == 2
