@@ -59,8 +59,8 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="theory.py",
         description="Measure what Theorems 1 to 4 on Lookahead and SLRLA predict, on problems "
-        "whose population risk and empirical minimum are known. Every seed draws a data set, and which "
-        "sample each step takes.",
+        "whose population risk and empirical minimum are known. Every seed draws a data set, and "
+        "which sample each step takes.",
     )
     add = parser.add_argument_group("experiments").add_argument
     add(
