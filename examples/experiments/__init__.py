@@ -13,6 +13,7 @@ configs/        recipes
 robustness.py   methods × b0, as entries, table and picture
 parts.py        studies whose runs are one compiled program
 studies/        sharpness, noise on the weights, tasks in sequence, many settings at once, games
+theory/         the theorems on Lookahead: problems with known optima, runs, fits
 """
 
 from importlib.util import find_spec

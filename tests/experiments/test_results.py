@@ -11,6 +11,7 @@ import gan
 import linear_convergence
 import policy_gradient
 import pytest
+import theory
 from experiments.report import TRAINING, page
 from experiments.robustness import table_over_b0
 
@@ -29,6 +30,7 @@ PAGES = {
     "robustness/fine_tuning_cnn": partial(over_b0, pictures=["fine_tuning.png"]),
     "robustness/fine_tuning_vit": partial(over_b0, pictures=["fine_tuning.png"]),
     "robustness/text_classifier": partial(over_b0, pictures=["text_classifier.png"]),
+    "theory": theory.page,
 }
 
 
@@ -48,3 +50,11 @@ def test_a_table_is_that_of_its_numbers(name):
 def test_the_page_over_b0_has_their_numbers(name):
     rows = [x for x in (RESULTS / name / "table.md").read_text().splitlines() if x[:1] == "|"]
     assert "\n".join(rows) in (RESULTS / "robustness/README.md").read_text()
+
+
+def test_the_pages_of_the_theorems_have_their_numbers():
+    rows = (RESULTS / "theory/table.md").read_text().splitlines()
+    for text in (RESULTS / "theory/README.md", RESULTS.parent.parent / "docs/theory.md"):
+        quoted = [line for line in text.read_text().splitlines() if re.match(r"\| [^-w]", line)]
+        assert quoted
+        assert [line for line in quoted if line not in rows] == []

@@ -1,0 +1,121 @@
+"""What the theorems' experiments find at reduced sizes, and their program."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import theory
+from error_lines import error_line
+from experiments.theory import convex, fits, rates, runs, stages
+from experiments.theory.problems import mean
+from x64 import enable_x64
+
+from slrla_jax import theory_stages
+
+
+@pytest.fixture(autouse=True)
+def float64(monkeypatch):
+    monkeypatch.setattr(fits, "RESAMPLES", 100)
+    with enable_x64(True):
+        yield
+
+
+def row(part_or_rows, begin):
+    rows = part_or_rows["fits"] if isinstance(part_or_rows, dict) else part_or_rows
+    (found,) = [row for row in rows if row["what"].startswith(begin)]
+    return found
+
+
+def test_the_best_alpha_falls_with_the_steps_and_rises_with_the_samples():
+    """Theorem 1, with intervals that do not overlap."""
+    problem, length = convex.hard(1.0, 60, 2), 2_000
+    best = {}
+    for n in (25, 400):
+        data = runs.draw(problem, 12, n, length)
+        for steps in (100, length):
+            errors = convex.run(problem, data, steps)
+            best[n, steps] = fits.interval(convex.best, errors["excess"])
+            # SGD with the learning rate α η does the same.
+            np.testing.assert_allclose(errors["sgd"], errors["excess"], rtol=0.1, atol=0.02)
+    assert best[25, length]["high"] < best[25, 100]["low"]
+    assert best[25, length]["high"] < best[400, length]["low"]
+
+
+def test_the_error_falls_slower_with_a_small_alpha():
+    """Theorem 2: by −2α up to ½, and by −1 above."""
+    problem, steps = mean(1.0, 20, 3.0, 1.0), 4_000
+    seen = rates.run(problem, 50, 8, rates.looks(steps))
+    found = rates.of_optimisation(seen, [-min(2 * alpha, 1) for alpha in rates.ALPHAS])
+    for one in found[:2]:
+        assert one["low"] - 0.03 < one["predicted"] < one["high"] + 0.03
+    flat, steep = row(found, "optimisation error against kT, α = 0.25"), found[-1]
+    assert steep["high"] < flat["low"] - 0.1
+    assert abs(row(rates.of_sgd(seen), "excess")["value"]) < 0.05
+
+
+def test_the_stages_of_theorem_4_reach_what_they_promise():
+    """At the slow weights too, for which the proof does not speak."""
+    problem, steps = mean(1.0, 5, 3.0, 0.3), 4_000
+    data = runs.draw(problem, 4, 50, steps)
+    error, square = stages.at_start(problem, data)
+    schedule = theory_stages(steps, 1.0, square**0.5, 0.5, initial_error=error)
+    ends = np.cumsum([stage.length for stage in schedule])
+    assert len(ends) >= 3
+    make = partial(stages.optimizer, schedule)
+    found = runs.errors(problem, data, runs.weights(problem, make, stages.NOTHING, data, ends))
+    targets = error / 2 ** np.arange(1, len(ends) + 1)
+    assert (found.optimisation[0].mean(-1) < targets).all()
+
+
+def test_the_program(tmp_path, capsys):
+    asked = [
+        "--theorems",
+        "regulariser",
+        "--steps",
+        "1000",
+        "--seeds",
+        "3",
+        "--root",
+        str(tmp_path),
+    ]
+    assert theory.main([*asked, "--name", "mine"]) == 0
+    folder = tmp_path / "mine"
+    files = {"results.json", "settings.json", "table.md"}
+    files |= {"regulariser_ridge.png", "regulariser_sine.png"}
+    assert {path.name for path in folder.iterdir()} == files
+    results = json.loads((folder / "results.json").read_text())
+    assert (folder / "table.md").read_text() == theory.page(results)
+    part = results["parts"]["Theorem 4, generalisation against β: ridge"]
+    found = row(part, "generalisation error against β/α + λ, at equal")
+    assert f"{found['value']:.3g}".replace("-", "−") in theory.page(results)
+    assert found["low"] > -0.5  # The theorem has −1.
+    capsys.readouterr()
+    assert theory.main([*asked, "--name", "mine", "--resume"]) == 0
+    assert capsys.readouterr().out.count("done before") == 2
+
+
+def test_bad_flags_are_named(capsys, tmp_path):
+    for flag, value in (("--theorems", "concave"), ("--steps", "999"), ("--seeds", "0")):
+        with pytest.raises(SystemExit):
+            theory.main([flag, value])
+        assert flag in capsys.readouterr().err
+    message = error_line(theory.main, ["--seeds", "1", "--root", str(tmp_path)], capsys)
+    assert message == "theory.py: error: --seeds: must be 2 or more, got 1\n"
+
+
+@pytest.mark.parametrize("study", theory.STUDIES.values())
+def test_every_study_has_what_the_program_needs(study):
+    assert study.TITLE
+    assert study.PREDICTION
+    assert study.PROBLEMS
+    assert callable(study.measure)
+    assert callable(study.draw)
+
+
+def test_a_missing_number_is_a_dash():
+    assert theory.plain({"a": (np.float64("nan"), np.arange(2)), "b": 0.123456}) == {
+        "a": [None, [0, 1]],
+        "b": 0.1235,
+    }
+    assert theory.number(None) == "–"
