@@ -102,9 +102,9 @@ def compare(problem: Problem, name: str, seeds: Sequence[int]) -> Settings:
     """Tunes a method, and measures the best settings from fresh seeds.
 
     Returns:
-      `tried`, what the settings of the grid achieve on the held-out images; and `runs`: for each α,
-      and each measure that a setting may be chosen by, the best setting, those of its values that
-      lie at an edge of the grid, and what it achieves, seed by seed.
+      `axes` of the grid; `tried`, what its settings achieve on the held-out images; and `runs`: for
+      each α, and each measure that a setting may be chosen by, the best setting, those of its
+      values that lie at an edge of the grid, and what it achieves, seed by seed.
     """
     method, rounded = METHODS[name], lambda values: np.round(np.float64(values), 6).tolist()
     grid = method.grid(problem.samples)
@@ -116,6 +116,7 @@ def compare(problem: Problem, name: str, seeds: Sequence[int]) -> Settings:
     ]
     measured = ablation.measure(problem, method, [grid[n] for _, n in best], seeds)
     return {
+        "axes": method.axes,
         "tried": {by: rounded(values) for by, values in tried.items()},
         "runs": [
             {
@@ -315,7 +316,6 @@ def main(args: Namespace, parser: Parser) -> int:
         "steps": ablation.stages_in(args.steps).steps,
         "batch_size": args.batch_size,
         "seeds": list(seeds),
-        "grids": ablation.grids(),
     }
     parts = {
         part(samples, name): partial(

@@ -24,6 +24,8 @@ MOMENTUM, K, DECAY, MILESTONES = 0.9, 5, 0.5, (0.3, 0.6, 0.8)
 
 RATES = tuple(0.0004 * 2**n for n in range(9))
 ALPHAS = (0.1, 0.3, 0.8)
+# SGD has α times these learning rates as well, so that Lookahead gains nothing by smaller steps.
+SGD_RATES = tuple(sorted({round(a * rate, 12) for a in (*ALPHAS, 1.0) for rate in RATES}))
 # Weight decays and strengths of the regulariser, in multiples of 1 / samples.
 DECAYS, BETAS = (0, 6, 20, 60, 200), (0, 30, 200, 1200)
 
@@ -96,29 +98,25 @@ class Method(NamedTuple):
     alphas: Sequence[float] = ALPHAS
     betas: Sequence[float] = (0,)
 
+    @property
+    def axes(self) -> dict[str, Sequence[float]]:
+        """What the grid is made of; weight decays and β in multiples of 1 / samples."""
+        return {"alpha": self.alphas, "beta": self.betas, "rate": self.rates, "decay": DECAYS}
+
     def grid(self, samples: int) -> list[Setting]:
         """Returns all settings that are tried in tuning."""
-        axes = (self.alphas, self.betas, self.rates, DECAYS)
         return [
             Setting(rate, decay / samples, alpha, beta / samples)
-            for alpha, beta, rate, decay in itertools.product(*axes)
+            for alpha, beta, rate, decay in itertools.product(*self.axes.values())
         ]
 
 
 METHODS = {
-    "SGD": Method(in_stages, alphas=(1.0,)),
+    "SGD": Method(in_stages, rates=SGD_RATES, alphas=(1.0,)),
     "LA": Method(by_epoch, rates=tuple(4 * rate for rate in RATES), alphas=(*ALPHAS, 1.0)),
     "SLA": Method(in_stages),
     "SLRLA": Method(in_stages, betas=BETAS),
 }
-
-
-def grids() -> dict[str, dict[str, Sequence[float]]]:
-    """Returns what is tried of each method; decays and β in multiples of 1 / samples."""
-    return {
-        name: {"alphas": of.alphas, "betas": of.betas, "rates": of.rates, "decays": DECAYS}
-        for name, of in METHODS.items()
-    }
 
 
 def optimizer(setting: Setting, stages: Sequence[Stage]) -> optax.GradientTransformation:
