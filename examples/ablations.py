@@ -31,13 +31,14 @@ from experiments.parts import provenance, run
 from experiments.report import markdown, signed
 from experiments.settings import Settings
 from experiments.studies import ablation
-from experiments.studies.ablation import METHODS, Problem, Setting
+from experiments.studies.ablation import METHODS, Problem, Setting, compare
 from experiments.sweep import dataset_of
+from matplotlib.axes import Axes
 from scipy import stats
 
 BASE = Config(batch_size=128)
-# What is chosen by and compared: its name, what it is multiplied by, and how it is written.
-MEASURES = {"loss": ("test loss", 1, ".4f"), "error": ("test error, %", 100, ".2f")}
+# Of each measure its name, what it is multiplied by, and how it is written.
+SHOWN = {"loss": ("test loss", 1, ".4f"), "error": ("test error, %", 100, ".2f")}
 # What is compared with what.
 PAIRS = [("LA", "SGD"), ("SLA", "SGD"), ("SLRLA", "SGD"), ("SLRLA", "SLA")]
 CONFIDENCE = 0.95
@@ -98,54 +99,6 @@ def samples_of(args: Namespace, dataset: Dataset) -> tuple[int, ...]:
     return chosen
 
 
-def compare(problem: Problem, name: str, seeds: Sequence[int]) -> Settings:
-    """Tunes a method, and measures the best settings from fresh seeds.
-
-    Returns:
-      `axes` of the grid; `tried`, what its settings achieve on the held-out images; and `runs`: for
-      each α, and each measure that a setting may be chosen by, the best setting, those of its
-      values that lie at an edge of the grid, and what it achieves, seed by seed.
-    """
-    method, rounded = METHODS[name], lambda values: np.round(np.float64(values), 6).tolist()
-    grid = method.grid(problem.samples)
-    tuned = ablation.measure(problem, method, grid, [ablation.TUNING_SEED], tuning=True)
-    tried = {measure: tuned[measure][0] for measure in MEASURES}
-    best = [
-        (by, min((n for n, s in enumerate(grid) if s.alpha == alpha), key=lambda n: tried[by][n]))
-        for by, alpha in itertools.product(MEASURES, method.alphas)
-    ]
-    measured = ablation.measure(problem, method, [grid[n] for _, n in best], seeds)
-    return {
-        "axes": method.axes,
-        "tried": {by: rounded(values) for by, values in tried.items()},
-        "runs": [
-            {
-                "by": by,
-                "setting": grid[n]._asdict(),
-                "validation": rounded(tried[by][n]),
-                "at_edge": edges(grid[n], grid),
-                **{measure: rounded(values[:, row]) for measure, values in measured.items()},
-            }
-            for row, (by, n) in enumerate(best)
-        ],
-    }
-
-
-def edges(setting: Setting, grid: Sequence[Setting]) -> list[str]:
-    """Returns which values are the lowest or highest of the grid.
-
-    0 is no edge, since no weight decay or β is below it; nor is the highest α, above which there
-    is only 1, which is SGD.
-    """
-    at_edge = []
-    for name, values in zip(Setting._fields, zip(*grid, strict=True), strict=True):
-        value, lowest, highest = getattr(setting, name), min(values), max(values)
-        highest = np.inf if name == "alpha" else highest
-        if value in (lowest, highest) and value != 0 and len(set(values)) > 1:
-            at_edge.append(name)
-    return at_edge
-
-
 def best_run(results: Settings, samples: str, name: str, by: str) -> Run:
     """Returns the run of a method whose setting is the best of all by the held-out images."""
     return min(runs(results, samples, name, by), key=lambda run: run["validation"])
@@ -181,7 +134,7 @@ def page(results: Settings) -> str:
         "",
     ]
     for samples, names in computed(results):
-        for by, (title, factor, form) in MEASURES.items():
+        for by, (title, factor, form) in SHOWN.items():
             lines += [f"#### {int(samples):,} samples: {title}", ""]
             lines += markdown(
                 [
@@ -193,12 +146,12 @@ def page(results: Settings) -> str:
             lines += [f"For each α, with the other settings tuned for it, {title}:", ""]
             lines += [*over_alpha(results, samples, names, by, factor, form), ""]
     lines += [edges_in_words(results), ""]
-    return "\n".join([*lines, "![Against α](alpha.png)", ""])
+    return "\n".join([*lines, "![Difference to SGD over α](alpha.png)", ""])
 
 
 def row(of: Run, name: str, by: str) -> list[str]:
     """Returns a row of the table of the best settings."""
-    _, factor, form = MEASURES[by]
+    _, factor, form = SHOWN[by]
     values = (f"{of['setting'][n]:.3g}" for n in Setting._fields)
     return [
         name,
@@ -210,7 +163,7 @@ def row(of: Run, name: str, by: str) -> list[str]:
 
 def differences(results: Settings, samples: str, names: Sequence[str], by: str) -> list[str]:
     """Says how the best settings of the methods differ, seed by seed."""
-    title, factor, form = MEASURES[by]
+    title, factor, form = SHOWN[by]
     lines = []
     for one, other in PAIRS:
         if one in names and other in names:
@@ -260,7 +213,7 @@ def edges_in_words(results: Settings) -> str:
     at_edge = [
         f"{name}, {int(samples):,} samples, by {by}: {', '.join(of['at_edge'])}"
         for samples, names in computed(results)
-        for name, by in itertools.product(names, MEASURES)
+        for name, by in itertools.product(names, SHOWN)
         if (of := best_run(results, samples, name, by))["at_edge"]
     ]
     if not at_edge:
@@ -275,32 +228,42 @@ def mean_and_deviation(values: np.ndarray, form: str) -> str:
 
 
 def draw(results: Settings, folder: Path) -> None:
-    """Draws loss and error over α, a row for each number of samples; SGD is the dotted line."""
+    """Draws by how much loss and error differ from those of the first method, over α."""
     shown = list(computed(results))
+    first = shown[0][1][0]
     title = (
-        f"Softmax regression on {results['dataset']}, {results['steps']:,} steps: for each α, what "
-        f"is best by held-out images; mean and range of {len(results['seeds'])} seeds"
+        f"Softmax regression on {results['dataset']}, {results['steps']:,} steps: difference to "
+        f"{first} from the same seeds, for each α with what is best by held-out images; mean and "
+        f"{CONFIDENCE:.0%} interval, {len(results['seeds'])} seeds"
     )
     size = (9, 3.2 * len(shown) + 0.6)
     with figures.picture(folder / "alpha.png", size, title, dpi=100) as figure:
-        grid = figure.subplots(len(shown), len(MEASURES), squeeze=False)
+        grid = figure.subplots(len(shown), len(SHOWN), squeeze=False)
         for panels, (samples, names) in zip(grid, shown, strict=True):
-            for axes, (by, (label, factor, _)) in zip(panels, MEASURES.items(), strict=True):
-                for name, look in figures.styles(names):
-                    of_alpha = runs(results, samples, name, by)
-                    values = factor * np.array([run[by] for run in of_alpha])
-                    mean, low, high = values.mean(1), values.min(1), values.max(1)
-                    band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
-                    if len(of_alpha) == 1:
-                        axes.axhline(mean[0], **look)
-                        axes.axhspan(low[0], high[0], **band)
-                    else:
-                        alphas = [run["setting"]["alpha"] for run in of_alpha]
-                        axes.plot(alphas, mean, marker=".", **look)
-                        axes.fill_between(alphas, low, high, **band)
-                axes.set(xlabel="α")
-                axes.set_title(f"{label}; {int(samples):,} samples", fontsize=9, pad=6)
+            for axes, by in zip(panels, SHOWN, strict=True):
+                draw_differences(axes, results, samples, names, by)
         grid[0, 0].legend(fontsize=8)
+
+
+def draw_differences(
+    axes: Axes, results: Settings, samples: str, names: Sequence[str], by: str
+) -> None:
+    """Draws a panel: the first method is the line at 0; the others are side by side."""
+    label, factor, _ = SHOWN[by]
+    reference = np.array(best_run(results, samples, names[0], by)[by])
+    for place, (name, look) in enumerate(figures.styles(names)):
+        if not place:
+            axes.axhline(0, **look)
+            continue
+        of_alpha = runs(results, samples, name, by)
+        alphas = [run["setting"]["alpha"] + 0.008 * (place - 2) for run in of_alpha]
+        values = [factor * (np.array(run[by]) - reference) for run in of_alpha]
+        axes.plot(alphas, [v.mean() for v in values], marker=".", **look)
+        if len(reference) > 1:
+            low, high = zip(*map(interval, values), strict=True)
+            axes.vlines(alphas, low, high, color=look["color"])
+    axes.set(xlabel="α")
+    axes.set_title(f"{label}; {int(samples):,} samples", fontsize=9, pad=6)
 
 
 @program(make_parser)

@@ -140,7 +140,7 @@ def test_what_is_best_on_the_held_out_images_is_measured(monkeypatch):
 
     monkeypatch.setattr(ablation, "measure", measure)
     problem = Problem(None, 100, 10, 20)
-    got = ablations.compare(problem, "SLRLA", (0, 1))
+    got = ablation.compare(problem, "SLRLA", (0, 1))
     assert asked == [
         (method, grid, [ablation.TUNING_SEED], True),
         (method, [grid[3], grid[6]], [0, 1], False),
@@ -155,14 +155,14 @@ def test_edges():
     grid = METHODS["SLRLA"].grid(100)
     middle = Setting(0.0064, 0.2, 0.3, 0.3)
     assert middle in grid
-    assert ablations.edges(middle, grid) == []
-    assert ablations.edges(middle._replace(rate=0.0004, alpha=0.1), grid) == ["rate", "alpha"]
-    assert ablations.edges(middle._replace(rate=grid[-1].rate, beta=12.0), grid) == ["rate", "beta"]
-    assert ablations.edges(middle._replace(decay=2.0), grid) == ["decay"]
+    assert ablation.edges(middle, grid) == []
+    assert ablation.edges(middle._replace(rate=0.0004, alpha=0.1), grid) == ["rate", "alpha"]
+    assert ablation.edges(middle._replace(rate=grid[-1].rate, beta=12.0), grid) == ["rate", "beta"]
+    assert ablation.edges(middle._replace(decay=2.0), grid) == ["decay"]
     none = middle._replace(decay=0.0, beta=0.0, alpha=0.8)
-    assert ablations.edges(none, grid) == [], "where a method is switched off is no edge"
+    assert ablation.edges(none, grid) == [], "where a method is switched off is no edge"
     sgd = METHODS["SGD"].grid(100)
-    assert ablations.edges(Setting(0.0064, 0.2, 1.0, 0.0), sgd) == []
+    assert ablation.edges(Setting(0.0064, 0.2, 1.0, 0.0), sgd) == []
 
 
 def test_sgd_may_take_steps_as_small_as_those_of_lookahead():

@@ -7,12 +7,13 @@ start from zero.
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from experiments.config import Config
 from experiments.data import Dataset, batches
@@ -34,6 +35,9 @@ SCORED_AT_ONCE = 1_000
 TUNING_SEED = 1_000_000
 HELD_OUT = 6  # Tuning is decided by one in six of the training images.
 
+# What settings are chosen by.
+MEASURES = ("loss", "error")
+
 Params = dict[str, jax.Array]
 Pool = tuple[np.ndarray, np.ndarray]
 
@@ -48,10 +52,10 @@ class Setting(NamedTuple):
       beta: strength of the regulariser in the paper's convention.
     """
 
-    rate: jax.typing.ArrayLike
-    decay: jax.typing.ArrayLike
-    alpha: jax.typing.ArrayLike
-    beta: jax.typing.ArrayLike
+    rate: ArrayLike
+    decay: ArrayLike
+    alpha: ArrayLike
+    beta: ArrayLike
 
 
 class Problem(NamedTuple):
@@ -176,6 +180,59 @@ def score(dataset: Dataset, params: Params, pool: Pool, indices: jax.Array) -> l
 
     measured = jax.lax.map(one, indices, batch_size=SCORED_AT_ONCE)
     return [values.mean() for values in measured]
+
+
+def compare(problem: Problem, name: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """Tunes a method, and measures the best settings from fresh seeds.
+
+    Returns:
+      `axes` of the grid; `tried`, what its settings achieve on the held-out images; and `runs`: for
+      each α, and each measure that a setting may be chosen by, the best setting, those of its
+      values that lie at an edge of the grid, and what it achieves, seed by seed.
+    """
+    method = METHODS[name]
+    grid = method.grid(problem.samples)
+    tuned = measure(problem, method, grid, [TUNING_SEED], tuning=True)
+    tried = {by: np.nan_to_num(tuned[by][0], nan=np.inf) for by in MEASURES}  # Diverged is worst.
+    best = [
+        (by, min((n for n, s in enumerate(grid) if s.alpha == alpha), key=lambda n: tried[by][n]))
+        for by, alpha in itertools.product(MEASURES, method.alphas)
+    ]
+    measured = measure(problem, method, [grid[n] for _, n in best], seeds)
+    return {
+        "axes": method.axes,
+        "tried": {by: rounded(values) for by, values in tried.items()},
+        "runs": [
+            {
+                "by": by,
+                "setting": grid[n]._asdict(),
+                "validation": rounded(tried[by][n]),
+                "at_edge": edges(grid[n], grid),
+                **{name: rounded(values[:, row]) for name, values in measured.items()},
+            }
+            for row, (by, n) in enumerate(best)
+        ],
+    }
+
+
+def edges(setting: Setting, grid: Sequence[Setting]) -> list[str]:
+    """Returns which values are the lowest or highest of the grid.
+
+    0 is no edge, since no weight decay or β is below it; nor is the highest α, above which there
+    is only 1, which is SGD.
+    """
+    at_edge = []
+    for name, values in zip(Setting._fields, zip(*grid, strict=True), strict=True):
+        value, lowest, highest = getattr(setting, name), min(values), max(values)
+        highest = np.inf if name == "alpha" else highest
+        if value in (lowest, highest) and value != 0 and len(set(values)) > 1:
+            at_edge.append(name)
+    return at_edge
+
+
+def rounded(values: ArrayLike) -> Any:
+    """Returns a number, or numbers in lists, as JSON has them."""
+    return np.round(np.float64(values), 6).tolist()
 
 
 def measure(
