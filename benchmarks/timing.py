@@ -55,6 +55,7 @@ def circumstances(*packages: str) -> dict[str, Any]:
             "processor": names[0] if names else platform.processor(),
             "cores": os.cpu_count(),
             "backend": jax.default_backend(),
+            "device": jax.devices()[0].device_kind,
             "load": os.getloadavg()[0],
         },
         "versions": versions(*packages),
@@ -66,9 +67,11 @@ def circumstances(*packages: str) -> dict[str, Any]:
 def heading(results: dict[str, Any]) -> str:
     """The conditions of the measurement in one sentence."""
     of, on = results["machine"], results["versions"]
+    # A CPU's kind is no more than "cpu", and older results have none.
+    device = f" ({of['device']})" if of.get("device", "cpu") != "cpu" else ""
     return (
         f"`{results['command']}` on {results['date'][:10]}: {of['processor']}, {of['cores']} cores "
-        f"(load before: {of['load']:.1f}), backend {of['backend']}; "
+        f"(load before: {of['load']:.1f}), backend {of['backend']}{device}; "
         + ", ".join(f"{package} {version}" for package, version in on.items())
         + "."
     )

@@ -85,6 +85,7 @@ def main() -> None:
         "--rounds", type=int, help="timings per contender (default: 40, or 2 with --small)"
     )
     parser.add_argument("--seed", type=int, default=0, help="for values and order (default: 0)")
+    parser.add_argument("--inner", choices=TITLES, help="the inner optimizer (default: all)")
     parser.add_argument("--small", action="store_true", help="a tiny tree, as a smoke test")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a file")
@@ -95,14 +96,16 @@ def main() -> None:
         return
     if torch is None:
         print("Skipping PyTorch: `torch` or `pytorch_optimizer` is not installed.\n")
-    results = measure(flags.rounds or (2 if flags.small else 40), flags.seed, flags.small)
+    optimizers = [flags.inner] if flags.inner else list(TITLES)
+    rounds = flags.rounds or (2 if flags.small else 40)
+    results = measure(optimizers, rounds, flags.seed, flags.small)
     print(report(results))
     if flags.json:
         flags.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def measure(rounds: int, seed: int, small: bool) -> dict[str, Any]:
-    """Takes all measurements, and records the conditions."""
+def measure(optimizers: list[str], rounds: int, seed: int, small: bool) -> dict[str, Any]:
+    """Takes all measurements around these inner optimizers, and records the conditions."""
     rng = np.random.default_rng(seed)
     shapes = resnet34((1,), 8, 10) if small else resnet34()
     values, grads = random_tree(shapes, rng), random_tree(shapes, rng)
@@ -116,7 +119,7 @@ def measure(rounds: int, seed: int, small: bool) -> dict[str, Any]:
         "small": small,
         "optimizers": {},
     }
-    for optimizer in TITLES:
+    for optimizer in optimizers:
         results["optimizers"][optimizer] = measure_optimizer(optimizer, values, grads, rounds, rng)
         gc.collect()
     return results

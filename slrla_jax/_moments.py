@@ -208,7 +208,7 @@ def at_sync(
     """The state, with its moments reset or pulled back if `sync` is true."""
 
     def reset(now: Any, first: Any) -> Any:
-        return numerics.select(sync, first, now)
+        return numerics.select(sync, numerics.shard_alike(first, now), now)
 
     def pullback(now: Any, past: Any) -> Any:
         if not numerics.is_inexact(now):

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental.shard_alike import shard_alike as shard_alike_pair
 from jax.typing import ArrayLike, DTypeLike
 
 # Trees
@@ -121,7 +120,7 @@ def select(condition: ArrayLike, new: ArrayLike, old: ArrayLike) -> jax.Array:
     """
     old = jnp.asarray(old)
     if isinstance(condition, bool):
-        return shard_alike(like(new, old), old) if condition else old
+        return like(new, old) if condition else old
     return jnp.where(condition, like(new, old), old)
 
 
@@ -174,13 +173,15 @@ def sharded_like(x: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def shard_alike(x: jax.Array, other: jax.Array) -> jax.Array:
-    """Asks the compiler to shard an array like another, where nothing else decides it."""
-    if not hasattr(jax, "shard_map"):  # a version of jax whose shard_map refuses the request
-        return x
+    """Has the compiler shard an array like another, where nothing else decides it.
+
+    The result is a selection between the two, so that they are sharded alike. It always selects
+    the first, which the compiler does not know.
+    """
     if not isinstance(other, jax.core.Tracer) or jnp.shape(x) != jnp.shape(other):
         return x
-    alike: jax.Array = shard_alike_pair(x, other)[0]  # type: ignore[no-untyped-call]
-    return alike
+    always = jax.lax.optimization_barrier(jnp.asarray(True))  # type: ignore[no-untyped-call]
+    return jnp.where(always, x, other.astype(x.dtype))
 
 
 def sharded_state(state: optax.OptState, params: optax.Params) -> optax.OptState:

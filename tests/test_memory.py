@@ -80,7 +80,8 @@ def train(make, params, **kept):
     step = program(tx, state, params)
     for n in range(1, STEPS + 1):
         state, params = step(state, params, n, sync_at(make, n))
-        yield jax.tree.map(np.asarray, (state, params, slow_params(state, params)))
+        # Copies: a view of the host's memory would keep the next step from being given it.
+        yield jax.tree.map(np.array, (state, params, slow_params(state, params)))
         assert kinds(slow_params(state, params)) == ["device"] * 2
         assert (HOST in kinds(state)) == bool(kept)
 
