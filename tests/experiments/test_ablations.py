@@ -1,6 +1,7 @@
 """Softmax regression with every method tuned alike: a literal loop, choices, tables and results."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -244,3 +245,13 @@ def test_the_results_in_the_repository_are_those_of_the_program():
         axes = METHODS[title.split(",")[0]].axes
         assert part["axes"] == json.loads(json.dumps(axes))
     assert ablations.page(results) == (RESULTS / "table.md").read_text()
+
+
+def test_the_page_has_the_measured_numbers():
+    page = (RESULTS.parent / "README.md").read_text()
+    table = (RESULTS / "table.md").read_text()
+    best = re.findall(
+        r"^(?:\| (?:SGD|LA|SLA|SLRLA) |- S?(?:LA|SLRLA|LRLA) against).*$", table, re.M
+    )
+    assert len(best) == 4 * (4 + 4)
+    assert [line for line in best if line not in page] == []
