@@ -1,22 +1,20 @@
-"""What α and β do to training loss, test loss and their difference in softmax regression.
+"""What Lookahead and the regulariser are worth in softmax regression, if SGD is tuned as well.
 
-    python examples/ablations.py --dataset fashion_mnist --data_path DIR
+    python examples/ablations.py --dataset fashion_mnist --data_path DIR --samples 60000,2000
 
 A convex problem, for which the theory of the SLRLA paper says what to expect: with few samples
-for the number of steps, a slow step size α below 1 is best. As a smaller α makes smaller steps,
-SGD with c times the learning rate shows what else it does. All settings and all seeds are trained
-at once, in one compiled program; from few samples and from many for the same number of steps.
+for the number of steps, a slow step size α below 1 is best. Plain Lookahead (LA), Lookahead in
+stages (SLA) and SLRLA are compared with SGD. Each is tuned on the same grid of learning rates and
+weight decays, and of its own α and β, by held-out training images; what is best is then trained
+from fresh seeds, for each α, and measured on the test images.
 """
 
 import itertools
-import json
-import shlex
 import signal
 import sys
-import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,42 +23,43 @@ if __name__ == "__main__":  # Ctrl-C while the following imports take their seco
 
 import numpy as np
 from experiments import figures, flags
-from experiments.checkpoints import OtherRun, differences
 from experiments.command_line import add_settings, add_sweep, program, seeds_of
 from experiments.config import Config, SettingError
 from experiments.data import Dataset
 from experiments.flags import Parser
-from experiments.folders import run_folder
+from experiments.parts import provenance, run
 from experiments.report import markdown, signed
-from experiments.settings import circumstances, read_json, shown_command, write_json
+from experiments.settings import Settings
 from experiments.studies import ablation
+from experiments.studies.ablation import METHODS, Problem, Setting, compare
 from experiments.sweep import dataset_of
+from matplotlib.axes import Axes
+from scipy import stats
 
 BASE = Config(batch_size=128)
-# What is measured, and its name in plots and tables.
-VALUES = {
-    "train_loss": "training loss",
-    "test_loss": "test loss",
-    "gap": "test − training loss",
-    "test_accuracy": "test accuracy, %",
-}
-CURVES = {"α": "Lookahead with α", "β": "SLRLA with β", "c": "SGD, learning rate × c"}
+# Of each measure its name, what it is multiplied by, and how it is written.
+SHOWN = {"loss": ("test loss", 1, ".4f"), "error": ("test error, %", 100, ".2f")}
+# What is compared with what.
+PAIRS = [("LA", "SGD"), ("SLA", "SGD"), ("SLRLA", "SGD"), ("SLRLA", "SLA")]
+CONFIDENCE = 0.95
+
+Run = dict[str, Any]
 
 
 def make_parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser(
         prog="ablations.py",
-        description="Train softmax regression with many α and β at once, from few samples and "
-        "from many.",
+        description="Softmax regression with SGD, Lookahead, SLA and SLRLA, each tuned on the same "
+        "grid, from few samples and from many.",
     )
     add_settings(parser, "data", BASE, dataset="--dataset", batch_size="--batch_size")
     add = parser.add_argument_group("training").add_argument
     add(
         "--samples",
-        type=flags.listed(flags.count),
+        type=flags.different(flags.count),
         metavar="LIST",
-        help="training images of each seed, comma-separated: one ablation for each number "
+        help="training images of each seed, comma-separated: one comparison for each number "
         "(default: all, and a thirtieth of them, at least a batch)",
     )
     add(
@@ -70,19 +69,27 @@ def make_parser() -> Parser:
         metavar="N",
         help="training steps (default: %(default)s)",
     )
-    add_sweep(parser, seeds=5, name="--name")
+    add(
+        "--methods",
+        type=flags.names_among(METHODS),
+        default=tuple(METHODS),
+        metavar="NAMES",
+        help=f"comma-separated (default: {','.join(METHODS)})",
+    )
+    add_sweep(parser, seeds=10, name="--name")
     return parser
 
 
 def samples_of(args: Namespace, dataset: Dataset) -> tuple[int, ...]:
-    """Returns how many samples each ablation is trained on.
+    """Returns how many samples each comparison is made from.
 
     Raises:
       SettingError: if there are too few images for a batch or for the samples.
     """
     size, batch = dataset.train_size, args.batch_size
-    if batch > size:
-        raise SettingError("batch_size", f"must be at most {size}, got {batch}")
+    kept = size - size // ablation.HELD_OUT
+    if batch > kept:
+        raise SettingError("batch_size", f"must be at most {kept}, got {batch}")
     chosen = args.samples or tuple(dict.fromkeys((size, max(size // 30, batch))))
     for samples in chosen:
         if not batch <= samples <= size:
@@ -92,205 +99,194 @@ def samples_of(args: Namespace, dataset: Dataset) -> tuple[int, ...]:
     return chosen
 
 
-def measured_before(path: Path, settings: Mapping[str, Any], parser: Parser) -> dict[str, Any]:
-    """Returns the ablations that are in a file already, by the number of samples.
-
-    Raises:
-      OtherRun: if they were made with other settings.
-    """
-    before = read_json(path)
-    there = {name: before.get(name) for name in settings}
-    if before and (differing := differences(there, settings, parser.flag_of)):
-        what = ", ".join(differing.values())
-        raise OtherRun(f"{path.parent} is of another run: {what}", differing)
-    return before.get("samples", {})
+def best_run(results: Settings, samples: str, name: str, by: str) -> Run:
+    """Returns the run of a method whose setting is the best of all by the held-out images."""
+    return min(runs(results, samples, name, by), key=lambda run: run["validation"])
 
 
-def values_of(results: Mapping[str, Any], samples: Any, symbol: str, name: str) -> np.ndarray:
-    """Returns a measure of one group, of shape (seeds, settings); accuracy in %."""
-    values = np.array(results["samples"][samples][name])
-    values = 100 * values if name == "test_accuracy" else values
-    sizes = [len(group["settings"]) for group in results["groups"].values()]
-    parts = np.split(values, np.cumsum(sizes)[:-1], axis=1)
-    return dict(zip(results["groups"], parts, strict=True))[symbol]
+def runs(results: Settings, samples: str, name: str, by: str) -> list[Run]:
+    """Returns the runs of a method, a setting for each α, that are chosen by a measure."""
+    return [run for run in results["parts"][part(samples, name)]["runs"] if run["by"] == by]
 
 
-def verdict(test_loss: np.ndarray, settings: Sequence[float], reference: float, symbol: str) -> str:
-    """Says which setting has the lowest test loss, and how sure that is.
-
-    Args:
-      test_loss: of shape (seeds, settings).
-      settings: the values of the parameter.
-      reference: the one that switches the method off.
-      symbol: what it is called.
-    """
-    best = int(test_loss.mean(0).argmin())
-    off = list(settings).index(reference)
-    by_seed = ", ".join(f"{settings[i]:g}" for i in test_loss.argmin(1))
-    told = f"Lowest test loss at {symbol} = {settings[best]:g} (seed by seed at {by_seed})"
-    if best == off:
-        return f"{told}, where the method is switched off."
-    difference = _difference(test_loss[:, best] - test_loss[:, off])
-    return f"{told}: {difference} against {symbol} = {reference:g}."
+def part(samples: int | str, name: str) -> str:
+    """Names what is computed at once."""
+    return f"{name}, {int(samples)} samples"
 
 
-def best_against_best(results: Mapping[str, Any], samples: Any) -> list[str]:
-    """Says how the lowest test losses of the groups differ, seed by seed."""
-    best = {}
-    for symbol, group in results["groups"].items():
-        losses = values_of(results, samples, symbol, "test_loss")
-        n = int(losses.mean(0).argmin())
-        best[f"{symbol} = {group['settings'][n]:g}"] = losses[:, n]
-    return [
-        f"- {one} against {other}: {_difference(best[one] - best[other])}"
-        for one, other in itertools.combinations(best, 2)
-    ]
+def computed(results: Settings) -> Iterator[tuple[str, list[str]]]:
+    """Yields each number of samples, and the methods that were compared."""
+    names = [title.removesuffix(" samples").split(", ") for title in results["parts"]]
+    for samples in sorted({n for _, n in names}, key=int, reverse=True):
+        yield samples, [name for name in METHODS if [name, samples] in names]
 
 
-def page(results: Mapping[str, Any]) -> str:
+def page(results: Settings) -> str:
     """Returns all tables, in Markdown."""
-    machine, seeds = results["machine"], results["seeds"]
-    versions = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
-    seconds = sum(entry["seconds"] for entry in results["samples"].values())
+    kept = 1 - 1 / ablation.HELD_OUT
     lines = [
         f"Softmax regression on {results['dataset']}, {results['steps']:,} steps of "
-        f"{results['batch_size']} images; mean ± standard deviation of {len(seeds)} seeds, each "
-        "with samples and batches of its own. α: Lookahead with that α; β: SLRLA as in Algorithm "
-        f"3, with α = {results['alpha']}; c: SGD with c times the learning rate of the others, "
-        f"{results['learning_rate']}. "
-        f"`{results['command']}` on {results['date'][:10]}, {seconds:.0f} s; "
-        f"{machine['processor']}, {machine['cpu_count']} cores, backend {machine['backend']}; "
-        f"{versions}.",
+        f"{results['batch_size']} images, momentum {ablation.MOMENTUM}, k {ablation.K}; mean ± "
+        f"standard deviation of {len(results['seeds'])} seeds, each with samples and batches of "
+        f"its own. Each method was tuned from one other seed: trained on {kept:.0%} of the "
+        "training images, or on as many samples of them, and measured on the rest. "
+        f"{provenance(results)}",
         "",
     ]
-    for symbol, group in results["groups"].items():
-        settings = group["settings"]
-        for samples in results["samples"]:
-            columns = {name: values_of(results, samples, symbol, name) for name in VALUES}
-            lines += [
-                f"#### {symbol}, {int(samples):,} samples",
-                "",
-                *markdown(
-                    [
-                        (symbol, *VALUES.values()),
-                        *(
-                            (f"{setting:g}", *(cells(columns, n)))
-                            for n, setting in enumerate(settings)
-                        ),
-                    ]
-                ),
-                "",
-                verdict(columns["test_loss"], settings, group["off"], symbol),
-                "",
-            ]
-    for samples in results["samples"]:
-        lines += [f"#### Best against best in test loss, {int(samples):,} samples", ""]
-        lines += [*best_against_best(results, samples), ""]
-    return "\n".join(lines)
+    for samples, names in computed(results):
+        for by, (title, factor, form) in SHOWN.items():
+            lines += [f"#### {int(samples):,} samples: {title}", ""]
+            lines += markdown(
+                [
+                    ("", "learning rate or c", "weight decay", "α", "β", title, "training loss"),
+                    *(row(best_run(results, samples, name, by), name, by) for name in names),
+                ]
+            )
+            lines += ["", *differences(results, samples, names, by), ""]
+            lines += [f"For each α, with the other settings tuned for it, {title}:", ""]
+            lines += [*over_alpha(results, samples, names, by, factor, form), ""]
+    lines += [edges_in_words(results), ""]
+    return "\n".join([*lines, "![Difference to SGD over α](alpha.png)", ""])
 
 
-def cells(columns: Mapping[str, np.ndarray], n: int) -> list[str]:
-    """Returns the measures of a setting, as mean ± standard deviation."""
+def row(of: Run, name: str, by: str) -> list[str]:
+    """Returns a row of the table of the best settings."""
+    _, factor, form = SHOWN[by]
+    values = (f"{of['setting'][n]:.3g}" for n in Setting._fields)
     return [
-        _mean_and_deviation(values[:, n], 2 if name == "test_accuracy" else 4)
-        for name, values in columns.items()
+        name,
+        *values,
+        mean_and_deviation(factor * np.array(of[by]), form),
+        mean_and_deviation(np.array(of["train_loss"]), ".4f"),
     ]
 
 
-def plot(results: Mapping[str, Any], symbol: str, beside: str | None, path: Path) -> None:
-    """Draws every measure over the settings of a group, a row for each number of samples.
+def differences(results: Settings, samples: str, names: Sequence[str], by: str) -> list[str]:
+    """Says how the best settings of the methods differ, seed by seed."""
+    title, factor, form = SHOWN[by]
+    lines = []
+    for one, other in PAIRS:
+        if one in names and other in names:
+            values = [np.array(best_run(results, samples, name, by)[by]) for name in (one, other)]
+            difference = factor * (values[0] - values[1])
+            lines.append(f"- {one} against {other}, {title}: {in_words(difference, form)}")
+    return lines
 
-    Lines are means over the seeds, bands reach from the lowest to the highest seed; the dotted
-    line is where the method is switched off. Beside it may be a group of as many settings.
-    """
-    group, samples_ = results["groups"][symbol], results["samples"]
-    settings, off = group["settings"], list(group["settings"]).index(group["off"])
-    places = np.arange(len(settings))
+
+def in_words(difference: np.ndarray, form: str) -> str:
+    """Returns a mean and its confidence interval, and from how many seeds it is below 0."""
+    seeds = len(difference)
+    told = signed(difference.mean(), form)
+    if seeds > 1:
+        low, high = interval(difference)
+        told += f" [{signed(low, form)}, {signed(high, form)}]"
+    return f"{told}, lower from {(difference < 0).sum()} of {seeds} seeds"
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Returns the confidence interval of a mean, by Student's t."""
+    mean, half = values.mean(), stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+    half *= values.std(ddof=1) / np.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def over_alpha(
+    results: Settings, samples: str, names: Sequence[str], by: str, factor: float, form: str
+) -> list[str]:
+    """Returns the table of a measure: a row for each α, a column for each method."""
+    columns = {
+        name: {
+            run["setting"]["alpha"]: mean_and_deviation(factor * np.array(run[by]), form)
+            for run in runs(results, samples, name, by)
+        }
+        for name in names
+    }
+    alphas = sorted({alpha for column in columns.values() for alpha in column})
+    rows = [
+        [f"{alpha:g}", *(column.get(alpha, "–") for column in columns.values())] for alpha in alphas
+    ]
+    return markdown([["α", *columns], *rows])
+
+
+def edges_in_words(results: Settings) -> str:
+    """Says which of the chosen values lie at the edge of their grid."""
+    at_edge = [
+        f"{name}, {int(samples):,} samples, by {by}: {', '.join(of['at_edge'])}"
+        for samples, names in computed(results)
+        for name, by in itertools.product(names, SHOWN)
+        if (of := best_run(results, samples, name, by))["at_edge"]
+    ]
+    if not at_edge:
+        return "None of the best settings lies at an edge of its grid, but where 0 is best."
+    return f"At an edge of the grid lie the best of: {'; '.join(at_edge)}."
+
+
+def mean_and_deviation(values: np.ndarray, form: str) -> str:
+    """Returns the mean over the seeds, and their standard deviation if there are several."""
+    mean = f"{values.mean():{form}}"
+    return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):{form}}"
+
+
+def draw(results: Settings, folder: Path) -> None:
+    """Draws by how much loss and error differ from those of the first method, over α."""
+    shown = list(computed(results))
+    first = shown[0][1][0]
     title = (
-        f"Softmax regression on {results['dataset']}, {results['steps']:,} steps; mean and range "
-        f"of {len(results['seeds'])} seeds; dotted: switched off"
+        f"Softmax regression on {results['dataset']}, {results['steps']:,} steps: difference to "
+        f"{first} from the same seeds, for each α with what is best by held-out images; mean and "
+        f"{CONFIDENCE:.0%} interval, {len(results['seeds'])} seeds"
     )
-    size = (13, 3.0 * len(samples_) + 0.6)
-    with figures.picture(path, size, title, dpi=100) as figure:
-        grid = figure.subplots(len(samples_), len(VALUES), squeeze=False)
-        for row, samples in zip(grid, samples_, strict=True):
-            for axes, (name, label) in zip(row, VALUES.items(), strict=True):
-                for shown, look in figures.styles(list(filter(None, (symbol, beside)))):
-                    values = values_of(results, samples, shown, name)
-                    look["label"] = CURVES[shown]
-                    axes.plot(places, values.mean(0), marker=".", **look)
-                    band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
-                    axes.fill_between(places, values.min(0), values.max(0), **band)
-                switched_off = values_of(results, samples, symbol, name)[:, off].mean()
-                axes.axhline(switched_off, color="0.5", linestyle=":", linewidth=1)
-                axes.set_xticks(places, [f"{setting:g}" for setting in settings], fontsize=7)
-                if name.endswith("loss"):
-                    figures.log_axis(axes)
-                axes.set(xlabel=symbol if beside is None else f"{symbol} or {beside}")
-                axes.set_title(f"{label}; {int(samples):,} samples", fontsize=9, pad=6)
-        if beside is not None:
-            grid[0, 0].legend(fontsize=8)
+    size = (9, 3.2 * len(shown) + 0.6)
+    with figures.picture(folder / "alpha.png", size, title, dpi=100) as figure:
+        grid = figure.subplots(len(shown), len(SHOWN), squeeze=False)
+        for panels, (samples, names) in zip(grid, shown, strict=True):
+            for axes, by in zip(panels, SHOWN, strict=True):
+                draw_differences(axes, results, samples, names, by)
+        grid[0, 0].legend(fontsize=8)
 
 
-def _difference(values: np.ndarray) -> str:
-    spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
-    lower = f"lower from {(values < 0).sum()} of {len(values)} seeds"
-    return f"{signed(values.mean(), '.4f')}{spread} ({lower})"
-
-
-def _mean_and_deviation(values: np.ndarray, digits: int) -> str:
-    mean = f"{values.mean():.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
+def draw_differences(
+    axes: Axes, results: Settings, samples: str, names: Sequence[str], by: str
+) -> None:
+    """Draws a panel: the first method is the line at 0; the others are side by side."""
+    label, factor, _ = SHOWN[by]
+    reference = np.array(best_run(results, samples, names[0], by)[by])
+    for place, (name, look) in enumerate(figures.styles(names)):
+        if not place:
+            axes.axhline(0, **look)
+            continue
+        of_alpha = runs(results, samples, name, by)
+        alphas = [run["setting"]["alpha"] + 0.008 * (place - 2) for run in of_alpha]
+        values = [factor * (np.array(run[by]) - reference) for run in of_alpha]
+        axes.plot(alphas, [v.mean() for v in values], marker=".", **look)
+        if len(reference) > 1:
+            low, high = zip(*map(interval, values), strict=True)
+            axes.vlines(alphas, low, high, color=look["color"])
+    axes.set(xlabel="α")
+    axes.set_title(f"{label}; {int(samples):,} samples", fontsize=9, pad=6)
 
 
 @program(make_parser)
 def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
-    config = Config(dataset=args.dataset)
-    dataset = dataset_of(config, args.data_path)
+    dataset = dataset_of(Config(dataset=args.dataset), args.data_path)
     if not isinstance(dataset, Dataset):
         raise SettingError("dataset", f"must be one that fits into memory, got {args.dataset}")
-    sizes, seeds = samples_of(args, dataset), seeds_of(args)
-    name = f"ablations-{args.dataset}"
-    with run_folder(args.root, args.exp_name, otherwise=name, resume=args.resume) as folder:
-        settings = {
-            "dataset": args.dataset,
-            "data": json.loads(json.dumps(dataset.fingerprint())),
-            "steps": -(-args.steps // ablation.K) * ablation.K,
-            "batch_size": args.batch_size,
-            "alpha": ablation.ALPHA,
-            "learning_rate": ablation.LEARNING_RATE,
-            "seeds": list(seeds),
-            "groups": json.loads(json.dumps(ablation.groups())),
-        }
-        path = folder / "results.json"
-        results: dict[str, Any] = {
-            "command": shown_command(shlex.join([sys.executable, *sys.argv])),
-            **settings,
-            "samples": measured_before(path, settings, parser),
-            "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-            **circumstances(),
-        }
-        write_json(folder / "settings.json", results | {"samples": sizes})
-        for samples in sizes:
-            if str(samples) in results["samples"]:
-                print(f"{samples} samples: done before", flush=True)
-                continue
-            started = time.perf_counter()
-            values = ablation.ablate(
-                dataset, samples, args.steps, args.batch_size, len(seeds), ablation.grid()
-            )
-            seconds = time.perf_counter() - started
-            print(f"{samples} samples: {seconds:.0f} s with compilation", flush=True)
-            results["samples"][str(samples)] = {"seconds": round(seconds, 1)} | {
-                name: np.round(np.float64(value), 5).tolist() for name, value in values.items()
-            }
-            write_json(path, results)
-        (folder / "table.md").write_text(page(results), encoding="utf-8")
-        plot(results, "α", "c", folder / "alpha.png")
-        plot(results, "β", None, folder / "beta.png")
-        print(f"\n{page(results)}\nAll of it is in {folder.resolve()}")
-    return 0
+    seeds = seeds_of(args)
+    settings = {
+        "dataset": args.dataset,
+        "data": dataset.fingerprint(),
+        "steps": ablation.stages_in(args.steps).steps,
+        "batch_size": args.batch_size,
+        "seeds": list(seeds),
+    }
+    parts = {
+        part(samples, name): partial(
+            compare, Problem(dataset, samples, args.steps, args.batch_size), name, seeds
+        )
+        for samples, name in itertools.product(samples_of(args, dataset), args.methods)
+    }
+    return run(args, parser, f"ablations-{args.dataset}", settings, parts, page, draw)
 
 
 if __name__ == "__main__":

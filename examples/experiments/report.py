@@ -227,7 +227,7 @@ def table(summary: Settings, columns: Sequence[Column]) -> list[str]:
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     """Returns an aligned table in Markdown, of a header and rows; numbers are to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(2, *map(len, column)) for column in zip(*rows, strict=True)]
     first, *others = widths
 
     def line(cells: Sequence[str]) -> str:

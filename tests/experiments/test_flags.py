@@ -1,6 +1,5 @@
 """Every flag of every program changes what it asks for; `main.py` has a test of its own."""
 
-from contextlib import contextmanager
 from dataclasses import fields
 
 import ablations
@@ -13,7 +12,6 @@ import sequential
 import sharpness
 from experiments import data, sweep
 from experiments.config import Config
-from experiments.studies import ablation
 
 # For each flag's destination another value than the default; None for a flag without one.
 RUN = {
@@ -40,7 +38,14 @@ TRAINING = {
 }
 STUDY = {**RUN, **TRAINING, "optimizers": "sgd,adam", "equal": "gradients"}
 OTHER = {
-    ablations: {**RUN, "dataset": "mnist", "batch_size": "16", "samples": "200", "steps": "10"},
+    ablations: {
+        **RUN,
+        "dataset": "mnist",
+        "batch_size": "16",
+        "samples": "200",
+        "steps": "10",
+        "methods": "SGD",
+    },
     compare: {
         **RUN,
         **TRAINING,
@@ -106,20 +111,14 @@ def asked_of(monkeypatch):
         asked.update(dataset=config.dataset, data_path=data_path)
         return digits
 
-    @contextmanager
-    def run_folder(root, name, *, otherwise, resume):
-        asked.update(root=root, name=name, resume=resume)
-        yield root
-
-    def ablate(dataset, samples, steps, batch_size, seeds, settings):
-        asked.update(samples=samples, steps=steps, batch_size=batch_size, seeds=seeds)
-        raise KeyboardInterrupt
+    def run_parts(args, parser, name, settings, parts, page, draw):
+        asked.update(root=args.root, name=args.exp_name, resume=args.resume, samples=args.samples)
+        asked.update(settings, methods=[title.split(",")[0] for title in parts])
+        return 0
 
     monkeypatch.setattr(sweep, "run", run)
     monkeypatch.setattr(ablations, "dataset_of", dataset_of)
-    monkeypatch.setattr(ablations, "run_folder", run_folder)
-    monkeypatch.setattr(ablations, "write_json", lambda *args: None)
-    monkeypatch.setattr(ablation, "ablate", ablate)
+    monkeypatch.setattr(ablations, "run", run_parts)
 
     def asked_by(program, *line):
         asked.clear()
@@ -128,7 +127,7 @@ def asked_of(monkeypatch):
             args = parser.parse_args(["digits_softmax", *line])
             run(program.sweep_of("digits_softmax", args, parser))
         else:
-            assert program.main(line) == (130 if program is ablations else 0)
+            assert program.main(line) == 0
         return dict(asked)
 
     return asked_by

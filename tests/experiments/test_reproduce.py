@@ -1,11 +1,9 @@
-"""Table 3's recipes, and the ablations: what is skipped, tables, and a literal loop."""
+"""Table 3's recipes: what is skipped, and tables."""
 
 import json
 import re
 from pathlib import Path
 
-import ablations
-import jax.numpy as jnp
 import main as training_program
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ import reproduce
 from experiments import configs as recipes
 from experiments import data, report, sweep
 from experiments.config import Config
-from experiments.studies import ablation
 
 EXAMPLES = Path(reproduce.__file__).parent
 RESULTS = EXAMPLES / "results" / "slrla"
@@ -340,22 +337,6 @@ def test_the_sources_of_the_marks_that_occur():
     assert recipes.sources("digits_softmax") == []
 
 
-def test_the_verdict_of_an_ablation():
-    losses = np.array([[0.5, 0.3, 0.4], [0.4, 0.35, 0.3]])
-    text = ablations.verdict(losses, (0.1, 0.5, 1.0), 1.0, "α")
-    assert text == (
-        "Lowest test loss at α = 0.5 (seed by seed at 0.5, 1): −0.0250 ± 0.1061 (lower from 1 of "
-        "2 seeds) against α = 1."
-    )
-    off = ablations.verdict(losses, (1.0, 0.5, 0.1), 0.5, "α")
-    assert off.endswith("where the method is switched off.")
-    groups = {"α": {"settings": (0.5, 1.0)}, "c": {"settings": (0.2, 1.0)}}
-    samples = {"50": {"test_loss": [[0.5, 0.6, 0.2, 0.6], [0.3, 0.6, 0.4, 0.6]]}}
-    assert ablations.best_against_best({"groups": groups, "samples": samples}, "50") == [
-        "- α = 0.5 against c = 0.2: +0.1000 ± 0.2828 (lower from 1 of 2 seeds)"
-    ]
-
-
 # What is in the repository
 
 
@@ -394,159 +375,7 @@ def test_the_pages_have_the_measured_numbers(folder):
             assert told in page
 
 
-def test_the_ablations_in_the_repository_are_those_of_the_program():
-    results = json.loads((RESULTS / "ablations" / "results.json").read_text())
-    assert results["groups"] == json.loads(json.dumps(ablation.groups()))
-    assert ablations.page(results) == (RESULTS / "ablations" / "table.md").read_text()
-
-
 def test_the_plots_are_small():
     plots = list(RESULTS.rglob("*.png"))
     assert plots
     assert all(path.stat().st_size < 300_000 for path in plots)
-
-
-# Ablations
-
-
-def literal_algorithm_3(inputs, labels, batches, cycles, alpha, beta, rate):
-    """The paper's loops around SGD with momentum, on softmax regression, in float64."""
-    theta = np.zeros((inputs.shape[1] + 1, 10))
-    velocity = np.zeros_like(theta)
-    inputs = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
-    batches = iter(batches)
-    for q, count in enumerate(cycles):
-        anchor = theta
-        for _ in range(count):
-            v = theta
-            for _ in range(5):
-                batch = next(batches)
-                scores = np.exp(inputs[batch] @ v)
-                share = scores / scores.sum(1, keepdims=True)
-                share[np.arange(len(batch)), labels[batch]] -= 1
-                gradient = inputs[batch].T @ share / len(batch) + beta * (v - anchor) + 1e-4 * v
-                velocity = 0.9 * velocity + gradient
-                v = v - rate * 0.5**q * velocity
-            theta = theta + alpha * (v - theta)
-    return theta
-
-
-def mean_loss(theta, inputs, labels):
-    scores = inputs @ theta[:-1] + theta[-1]
-    shifted = scores - scores.max(1, keepdims=True)
-    log_share = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    accuracy = np.mean(scores.argmax(1) == labels)
-    return -log_share[np.arange(len(labels)), labels].mean(), accuracy
-
-
-def test_all_settings_at_once_are_the_literal_loop_of_each():
-    dataset = data.load("digits")
-    settings = ablation.Grid(*jnp.array([[0.3, 1.0, 0.8], [0.0, 0.0, 5.0], [0.05, 0.01, 0.05]]))
-    got = ablation.ablate(dataset, samples=100, steps=48, batch_size=20, seeds=2, settings=settings)
-    train, test = (
-        np.float64(dataset.standardise(images)).reshape(len(images), -1)
-        for images in (dataset.train_images, dataset.test_images)
-    )
-    for seed in (0, 1):
-        chosen = np.random.default_rng(seed).permutation(600)[:100]
-        order, batches = np.random.default_rng(seed), []
-        while len(batches) < 50:  # 48 steps are ten whole cycles.
-            batches += list(order.permutation(100).reshape(5, 20))
-        for n, setting in enumerate(zip(*settings, strict=True)):
-            theta = literal_algorithm_3(
-                train[chosen],
-                dataset.train_labels[chosen],
-                batches,
-                (3, 3, 2, 2),
-                *map(float, setting),
-            )
-            train_loss, _ = mean_loss(theta, train[chosen], dataset.train_labels[chosen])
-            test_loss, accuracy = mean_loss(theta, test, dataset.test_labels)
-            where = {name: value[seed, n] for name, value in got.items()}
-            np.testing.assert_allclose(where["train_loss"], train_loss, rtol=1e-4)
-            np.testing.assert_allclose(where["test_loss"], test_loss, rtol=1e-4)
-            np.testing.assert_allclose(where["gap"], test_loss - train_loss, atol=1e-4)
-            np.testing.assert_allclose(where["test_accuracy"], accuracy, atol=1.1e-3)
-
-
-@pytest.mark.parametrize(("steps", "count"), [(1, 1), (10, 2), (15, 3), (20, 4), (4_680, 4)])
-def test_short_ablations_have_fewer_stages(steps, count):
-    assert len(ablation.stages_in(steps).lengths) == count
-
-
-def test_the_program_of_the_ablations(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ablation, "ALPHAS", (0.5, 1.0))
-    monkeypatch.setattr(ablation, "BETAS", (0.0, 1.0))
-    line = ["--samples", "50", "--steps", "20", "--batch_size", "20", "--seeds", "2"]
-    assert ablations.main([*line, "--name", "mine"]) == 0
-    folder = tmp_path / "runs/mine"
-    files = {"alpha.png", "beta.png", "results.json", "settings.json", "table.md"}
-    assert {path.name for path in folder.iterdir()} == files
-    results = json.loads((folder / "results.json").read_text())
-    assert np.shape(results["samples"]["50"]["gap"]) == (2, 6)
-    table = " ".join((folder / "table.md").read_text().split())
-    mean = 100 * np.mean(results["samples"]["50"]["test_accuracy"], axis=0)
-    assert f"| 0.5 | {np.mean(results['samples']['50']['train_loss'], axis=0)[0]:.4f} ± " in table
-    assert f"| {mean[3]:.2f} ± " in table
-
-    # Without --samples: all 600 of the digits, and as a thirtieth has no batch, one batch.
-    assert ablations.main(["--steps", "5", "--seeds", "1"]) == 0
-    folder = tmp_path / "runs/ablations-digits-1"
-    assert list(json.loads((folder / "results.json").read_text())["samples"]) == ["600", "128"]
-
-    def refused(*flags):
-        capsys.readouterr()
-        assert ablations.main(list(flags)) == 2
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert captured.err.count("\n") == 1
-        return captured.err
-
-    assert "--batch_size: must be at most 600, got 601" in refused("--batch_size", "601")
-    wanted = "--samples: must be from 128 (the batch size) to 600, got 601"
-    assert wanted in refused("--samples", "601")
-
-
-def test_ablations_are_resumed_and_those_of_another_run_kept(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ablation, "ALPHAS", (0.5, 1.0))
-    monkeypatch.setattr(ablation, "BETAS", (0.0, 1.0))
-    file, computed, ablate = tmp_path / "runs/mine/results.json", [], ablation.ablate
-
-    def counted(dataset, samples, *others):
-        computed.append(samples)
-        if samples == 70:
-            raise KeyboardInterrupt
-        return ablate(dataset, samples, *others)
-
-    monkeypatch.setattr(ablation, "ablate", counted)
-
-    def run(samples, *more, code=0):
-        line = ["--samples", samples, "--steps", "10", "--batch_size", "20", "--seeds", "2"]
-        capsys.readouterr()
-        computed.clear()
-        assert ablations.main([*line, "--name", "mine", *more]) == code
-        return capsys.readouterr()
-
-    # What is interrupted is one line, and keeps the ablations that are finished.
-    assert run("50,70,60", code=130).err == "ablations.py: interrupted\n"
-    before = json.loads(file.read_text())["samples"]
-    assert list(before) == ["50"]
-    assert "50 samples: done before\n" in run("50,60", "--resume").out
-    assert computed == [60]
-    after = json.loads(file.read_text())["samples"]
-    assert list(after) == ["50", "60"]
-    assert after["50"] == before["50"]
-    assert "60 samples" in (tmp_path / "runs/mine/table.md").read_text()
-
-    # Nothing is computed where a folder stands in the way, nor is it changed.
-    whole = file.read_bytes()
-    said = run("80", code=2)
-    assert "--name: there is a run in runs/mine; --resume resumes it" in said.err
-    for flag, other in {"--steps": "20", "--batch_size": "10", "--seeds": "1"}.items():
-        more = run("80", "--resume", flag, other, code=1)
-        assert f"runs/mine is of another run: {flag} is " in more.err
-        assert (more.err.count("\n"), more.out, computed) == (1, "", [])
-    assert said.out == ""
-    assert file.read_bytes() == whole
