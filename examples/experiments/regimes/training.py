@@ -1,0 +1,204 @@
+"""Training from many seeds with many settings of an optimizer in one compiled program.
+
+    problem = Problem(load("digits"), steps=1_000)
+    errors = problem.errors("lookahead", [{"learning_rate": 0.1}, ...], range(50), held_out=True)
+
+Every seed draws its own split of the images, its flipped labels, initial weights and batches,
+which are the same for all optimizers and settings.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.config import Config
+from experiments.data import Dataset, batches
+from experiments.models import NETWORKS
+from experiments.optimizers import OPTIMIZERS
+from experiments.regimes.engine import Setting
+from experiments.schedules import stages_of
+from experiments.steps import Model, State, eval_step, init_weights, train_step
+
+# Runs that are trained at once, so that one compiled program serves tuning and fresh seeds.
+AT_ONCE = 50
+# Settings that a program is compiled for; all others may differ from run to run in it.
+STATIC = ("momentum", "sync_period", "anchor_period")
+
+
+Static = tuple[tuple[str, Any], ...]
+
+
+class Draw(NamedTuple):
+    """What a seed draws; of several seeds, stacked.
+
+    Attributes:
+      labels: of all images, with the flipped ones of the training images; int32 (images,).
+      batches: indices of training images; int32 (steps, batch).
+      evaluated: indices of the images that are evaluated; int32 (images evaluated or more,).
+      counted: which of these count; bool, likewise.
+      params: initial weights.
+      stats: running statistics, of which a small network has none.
+    """
+
+    labels: Any
+    batches: Any
+    evaluated: Any
+    counted: Any
+    params: Any
+    stats: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A data set, a network and the circumstances in which it is trained.
+
+    Attributes:
+      dataset: whose training and test images are put together, and split anew by each seed.
+      base: the configuration that settings are changes of; it has network and batch size.
+      steps: of a run.
+      train_images: in a seed's training data.
+      held_out: images that tuning is decided by.
+      test_images: at most; after those for training and tuning, the others are for testing.
+      flipped: the fraction of the training labels that are another class's.
+    """
+
+    dataset: Dataset
+    base: Config
+    steps: int
+    train_images: int = 600
+    held_out: int = 400
+    test_images: int = 2_000
+    flipped: float = 0.0
+
+    @cached_property
+    def model(self) -> Model:
+        """The network without its weights."""
+        make = partial(NETWORKS[self.base.model], self.dataset.image_shape, self.dataset.classes)
+        return Model(make, self.dataset, name=self.base.model)
+
+    @cached_property
+    def pool(self) -> tuple[np.ndarray, np.ndarray]:
+        """All images, and their labels."""
+        pools = [self.dataset.pool(split) for split in ("train", "test")]
+        images, labels = (np.concatenate(arrays) for arrays in zip(*pools, strict=True))
+        return images, labels
+
+    @cached_property
+    def first_weights(self) -> Callable[[int], tuple[Any, Any]]:
+        """Initial weights, from a seed."""
+        return jax.jit(partial(init_weights, self.model))
+
+    def draw(self, seed: int, *, held_out: bool) -> Draw:
+        """Returns what a seed draws, to be evaluated on held-out data or on the test data."""
+        labels = self.pool[1].copy()
+        rng = np.random.default_rng((seed, 0))
+        order = rng.permutation(len(labels))
+        train, held, test = np.split(order, np.cumsum([self.train_images, self.held_out]))
+        flips = rng.permutation(train)[: round(self.flipped * len(train))]
+        shift = rng.integers(1, self.dataset.classes, len(flips))
+        labels[flips] = (labels[flips] + shift) % self.dataset.classes
+        positions = batches(seed, len(train), self.base.batch_size)
+        chosen = np.stack(list(itertools.islice(positions, self.steps)))
+        test = test[: self.test_images]
+        evaluated = held if held_out else test
+        size = max(len(held), len(test))  # One compiled program serves both.
+        return Draw(
+            labels,
+            train[chosen],
+            np.resize(evaluated, size),
+            np.arange(size) < len(evaluated),
+            *self.first_weights(seed),
+        )
+
+    def errors(
+        self, method: str, settings: Sequence[Setting], seeds: Sequence[int], held_out: bool
+    ) -> np.ndarray:
+        """Trains, and returns the errors of the weights that the method evaluates.
+
+        Args:
+          method: a name in `optimizers.OPTIMIZERS`.
+          settings: changes of `base`.
+          seeds: to train from with each.
+          held_out: whether to evaluate held-out data, or the test data.
+
+        Returns:
+          Errors in %, of shape (settings, seeds); NaN where the weights are not finite.
+        """
+        draws = [self.draw(seed, held_out=held_out) for seed in seeds]
+        found = np.empty((len(settings), len(seeds)))
+        for fixed, mine in by_static_part(settings).items():
+            train = self.compiled(method, fixed)
+            runs = list(itertools.product(mine, range(len(seeds))))
+            for start in range(0, len(runs), AT_ONCE):
+                some = runs[start : start + AT_ONCE]
+                full = [*some, *[some[-1]] * (AT_ONCE - len(some))]
+                traced = stacked(traced_part(settings[n]) for n, _ in full)
+                errors = train(traced, stacked(draws[s] for _, s in full))
+                for run, error in zip(some, np.asarray(errors), strict=False):
+                    found[run] = error
+        return found
+
+    @cache
+    def compiled(self, method: str, fixed: Static) -> Callable[[Setting, Draw], jax.Array]:
+        """Returns the errors of runs as a function of what may differ from run to run."""
+
+        def one(traced: Setting, draw: Draw) -> jax.Array:
+            return self.error(method, {**dict(fixed), **traced}, draw)
+
+        return jax.jit(jax.vmap(one))
+
+    def error(self, method: str, setting: Setting, draw: Draw) -> jax.Array:
+        """Trains once and returns the error in %; all but what is static may be traced."""
+        row = OPTIMIZERS[method]
+        config = replace(self.base, optimizer=method, **setting)
+        momentum = 0.0 if method == "schedule_free" else config.momentum
+        config = replace(config, learning_rate=(1 - momentum) * config.learning_rate)
+        tx = row.make(config, stages_of(config, self.steps, epoch=1))
+        images = jnp.asarray(self.pool[0])
+        pool = (images, draw.labels)
+        state = State(
+            params=draw.params,
+            stats=draw.stats,
+            opt_state=tx.init(draw.params),
+            key=jax.random.key(0),  # Nothing is random in these networks.
+            step=jnp.zeros((), jnp.int32),
+            loss=jnp.zeros(()),
+            correct=jnp.zeros(()),
+        )
+        step = partial(train_step, self.model, tx, pool)
+        state, _ = jax.lax.scan(step, state, draw.batches)
+        params = state.params
+        if row.slow_params is not None:
+            params = row.slow_params(state.opt_state, params)
+        _, correct = eval_step(
+            self.model, pool, params, state.stats, draw.evaluated, draw.counted
+        )
+        error = 100 * (1 - correct / draw.counted.sum())
+        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
+        return jnp.where(jnp.stack(finite).all(), error, jnp.nan)
+
+
+def by_static_part(settings: Sequence[Setting]) -> dict[Static, list[int]]:
+    """Returns which settings share a compiled program, by what it is compiled for."""
+    groups: dict[Static, list[int]] = {}
+    for n, setting in enumerate(settings):
+        fixed = tuple((name, value) for name, value in setting.items() if name in STATIC)
+        groups.setdefault(fixed, []).append(n)
+    return groups
+
+
+def traced_part(setting: Setting) -> dict[str, Any]:
+    """Returns the other settings, as arrays."""
+    others = {name: value for name, value in setting.items() if name not in STATIC}
+    return jax.tree.map(np.float32, others)
+
+
+def stacked(trees: Iterable[Any]) -> Any:
+    """Stacks the leaves of trees."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
