@@ -7,7 +7,7 @@ To add a regime, write its `scores` and give it to a `Regime`; the first of its 
 that the others are compared with.
 
 Tuning tries every learning rate of the regime's grid with each of the method's own settings, from
-`TUNING_SEEDS`. The best mean on held-out data is chosen, and is then measured on the test data from
+the regime's tuning seeds. The best mean on held-out data is chosen, and is then measured on the test data from
 the fresh seeds, which are the same for all methods. A run that diverges has the measure's worst
 value, there and here.
 """
@@ -76,6 +76,7 @@ class Regime:
       scores: trains.
       gradients: how many gradients a run takes, the same for all methods.
       inherited: which settings all other methods take from what was chosen for the plain one.
+      tuning_seeds: from which tuning trains, others than the fresh ones.
       note: what one has to know of the regime to read its row.
     """
 
@@ -87,6 +88,7 @@ class Regime:
     scores: Scores
     gradients: int
     inherited: Sequence[str] = ()
+    tuning_seeds: Sequence[int] = TUNING_SEEDS
     note: str = field(default="", kw_only=True)
 
     @property
@@ -130,7 +132,7 @@ class Tuning(NamedTuple):
 def tune(regime: Regime, method: str) -> Tuning:
     """Tries all settings of a method, and chooses the one with the best mean; the first of equals."""
     tried = regime.candidates(method)
-    values = measured(regime, method, tried, TUNING_SEEDS, held_out=True)[0]
+    values = measured(regime, method, tried, regime.tuning_seeds, held_out=True)[0]
     means = values.mean(axis=1)
     best = int(np.argmin(means) if regime.measure.lower_is_better else np.argmax(means))
     ends = (*regime.rates[:1], *regime.rates[-1:])

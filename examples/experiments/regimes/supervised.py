@@ -45,9 +45,7 @@ METHODS: Mapping[str, Method] = {
     "sgd": Method("Plain", settings(weight_decay=WEIGHT_DECAYS)),
     "ema": Method("EMA", settings(ema_decay=(0.9, 0.97, 0.99, 0.997))),
     "schedule_free": Method("Schedule-free", settings(momentum=(0.7, 0.9, 0.95, 0.98))),
-    "lookahead": Method(
-        "Lookahead", settings(sync_period=(5, 20), slow_step_size=(0.5, 0.8))
-    ),
+    "lookahead": Method("Lookahead", settings(sync_period=(5, 20), slow_step_size=(0.5, 0.8))),
     "multilayer_lookahead": Method(
         "Multilayer Lookahead",
         [
@@ -122,7 +120,7 @@ def regime(
         tuned = settings(momentum=MOMENTA, weight_decay=WEIGHT_DECAYS)
         methods = METHODS | {"sgd": METHODS["sgd"]._replace(own=tuned)}
         inherited = ("momentum", "weight_decay")
-    return Regime(name, label, ERROR, methods, RATES, problem.errors, steps, inherited)
+    return Regime(name, label, ERROR, methods, RATES, problem.scores, steps, inherited)
 
 
 def too_large(constant: Regime, same: Regime) -> Regime:

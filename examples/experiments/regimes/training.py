@@ -1,10 +1,11 @@
 """Training from many seeds with many settings of an optimizer in one compiled program.
 
     problem = Problem(load("digits"), steps=1_000)
-    errors = problem.errors("lookahead", [{"learning_rate": 0.1}, ...], range(50), held_out=True)
+    errors = problem.scores("lookahead", [{"learning_rate": 0.1}, ...], range(50), held_out=True)
 
 Every seed draws its own split of the images, its flipped labels, initial weights and batches,
-which are the same for all optimizers and settings.
+which are the same for all optimizers and settings. A regime that draws, trains or measures
+something else is a subclass that says so.
 """
 
 import itertools
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments.config import Config
 from experiments.data import Dataset, batches
@@ -25,8 +27,6 @@ from experiments.regimes.engine import Setting
 from experiments.schedules import stages_of
 from experiments.steps import Model, State, eval_step, init_weights, train_step
 
-# Runs that are trained at once, so that one compiled program serves tuning and fresh seeds.
-AT_ONCE = 50
 # Settings that a program is compiled for; all others may differ from run to run in it.
 STATIC = ("momentum", "sync_period", "anchor_period")
 
@@ -66,6 +66,8 @@ class Problem:
       held_out: images that tuning is decided by.
       test_images: at most; after those for training and tuning, the others are for testing.
       flipped: the fraction of the training labels that are another class's.
+      at_once: runs that are trained together, so that one compiled program serves tuning and
+        fresh seeds.
     """
 
     dataset: Dataset
@@ -75,6 +77,7 @@ class Problem:
     held_out: int = 400
     test_images: int = 2_000
     flipped: float = 0.0
+    at_once: int = 50
 
     @cached_property
     def model(self) -> Model:
@@ -116,10 +119,10 @@ class Problem:
             *self.first_weights(seed),
         )
 
-    def errors(
+    def scores(
         self, method: str, settings: Sequence[Setting], seeds: Sequence[int], held_out: bool
     ) -> np.ndarray:
-        """Trains, and returns the errors of the weights that the method evaluates.
+        """Trains, and returns the measure of the weights that the method evaluates.
 
         Args:
           method: a name in `optimizers.OPTIMIZERS`.
@@ -128,40 +131,36 @@ class Problem:
           held_out: whether to evaluate held-out data, or the test data.
 
         Returns:
-          Errors in %, of shape (settings, seeds); NaN where the weights are not finite.
+          What `measure` returns, of shape (settings, seeds); NaN where the weights are not finite.
         """
         draws = [self.draw(seed, held_out=held_out) for seed in seeds]
         found = np.empty((len(settings), len(seeds)))
         for fixed, mine in by_static_part(settings).items():
             train = self.compiled(method, fixed)
             runs = list(itertools.product(mine, range(len(seeds))))
-            for start in range(0, len(runs), AT_ONCE):
-                some = runs[start : start + AT_ONCE]
-                full = [*some, *[some[-1]] * (AT_ONCE - len(some))]
+            for start in range(0, len(runs), self.at_once):
+                some = runs[start : start + self.at_once]
+                full = [*some, *[some[-1]] * (self.at_once - len(some))]
                 traced = stacked(traced_part(settings[n]) for n, _ in full)
-                errors = train(traced, stacked(draws[s] for _, s in full))
-                for run, error in zip(some, np.asarray(errors), strict=False):
-                    found[run] = error
+                scores = train(traced, stacked(draws[s] for _, s in full))
+                for run, score in zip(some, np.asarray(scores), strict=False):
+                    found[run] = score
         return found
 
     @cache
     def compiled(self, method: str, fixed: Static) -> Callable[[Setting, Draw], jax.Array]:
-        """Returns the errors of runs as a function of what may differ from run to run."""
+        """Returns the scores of runs as a function of what may differ from run to run."""
 
         def one(traced: Setting, draw: Draw) -> jax.Array:
-            return self.error(method, {**dict(fixed), **traced}, draw)
+            return self.score(method, {**dict(fixed), **traced}, draw)
 
         return jax.jit(jax.vmap(one))
 
-    def error(self, method: str, setting: Setting, draw: Draw) -> jax.Array:
-        """Trains once and returns the error in %; all but what is static may be traced."""
+    def score(self, method: str, setting: Setting, draw: Draw) -> jax.Array:
+        """Trains once, and returns the measure; all settings but what is static may be traced."""
         row = OPTIMIZERS[method]
-        config = replace(self.base, optimizer=method, **setting)
-        momentum = 0.0 if method == "schedule_free" else config.momentum
-        config = replace(config, learning_rate=(1 - momentum) * config.learning_rate)
+        config = self.config_of(method, setting)
         tx = row.make(config, stages_of(config, self.steps, epoch=1))
-        images = jnp.asarray(self.pool[0])
-        pool = (images, draw.labels)
         state = State(
             params=draw.params,
             stats=draw.stats,
@@ -171,17 +170,34 @@ class Problem:
             loss=jnp.zeros(()),
             correct=jnp.zeros(()),
         )
-        step = partial(train_step, self.model, tx, pool)
-        state, _ = jax.lax.scan(step, state, draw.batches)
+        state = self.trained(tx, state, draw)
         params = state.params
         if row.slow_params is not None:
             params = row.slow_params(state.opt_state, params)
-        _, correct = eval_step(
-            self.model, pool, params, state.stats, draw.evaluated, draw.counted
-        )
-        error = 100 * (1 - correct / draw.counted.sum())
         finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
-        return jnp.where(jnp.stack(finite).all(), error, jnp.nan)
+        score = self.measure(params, state.stats, draw)
+        return jnp.where(jnp.stack(finite).all(), score, jnp.nan)
+
+    def config_of(self, method: str, setting: Setting) -> Config:
+        """Returns the configuration of a run, in which SGD with momentum has (1 − μ) η."""
+        config = replace(self.base, optimizer=method, **setting)
+        momentum = 0.0 if method == "schedule_free" else config.momentum
+        return replace(config, learning_rate=(1 - momentum) * config.learning_rate)
+
+    def images_and(self, labels: Any) -> tuple[jax.Array, Any]:
+        """Returns all images, and what a seed has for their labels."""
+        return jnp.asarray(self.pool[0]), labels
+
+    def trained(self, tx: optax.GradientTransformation, state: State, draw: Draw) -> State:
+        """Trains from a state on all batches."""
+        step = partial(train_step, self.model, tx, self.images_and(draw.labels))
+        return jax.lax.scan(step, state, draw.batches)[0]
+
+    def measure(self, params: Any, stats: Any, draw: Draw) -> jax.Array:
+        """Returns the error in % on the images that are evaluated."""
+        pool = self.images_and(draw.labels)
+        _, correct = eval_step(self.model, pool, params, stats, draw.evaluated, draw.counted)
+        return 100 * (1 - correct / draw.counted.sum())
 
 
 def by_static_part(settings: Sequence[Setting]) -> dict[Static, list[int]]:
