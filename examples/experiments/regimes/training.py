@@ -9,8 +9,8 @@ which are the same for all optimizers and settings.
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -66,6 +66,7 @@ class Problem:
       held_out: images that tuning is decided by.
       test_images: at most; after those for training and tuning, the others are for testing.
       flipped: the fraction of the training labels that are another class's.
+      programs: that are compiled, by the method and what they are compiled for.
     """
 
     dataset: Dataset
@@ -75,6 +76,9 @@ class Problem:
     held_out: int = 400
     test_images: int = 2_000
     flipped: float = 0.0
+    programs: dict[tuple[str, Static], Callable[..., jax.Array]] = field(
+        default_factory=dict, init=False
+    )
 
     @cached_property
     def model(self) -> Model:
@@ -144,14 +148,16 @@ class Problem:
                     found[run] = error
         return found
 
-    @cache
     def compiled(self, method: str, fixed: Static) -> Callable[[Setting, Draw], jax.Array]:
         """Returns the errors of runs as a function of what may differ from run to run."""
 
         def one(traced: Setting, draw: Draw) -> jax.Array:
             return self.error(method, {**dict(fixed), **traced}, draw)
 
-        return jax.jit(jax.vmap(one))
+        key = (method, fixed)
+        if key not in self.programs:
+            self.programs[key] = jax.jit(jax.vmap(one))
+        return self.programs[key]
 
     def error(self, method: str, setting: Setting, draw: Draw) -> jax.Array:
         """Trains once and returns the error in %; all but what is static may be traced."""
@@ -176,9 +182,7 @@ class Problem:
         params = state.params
         if row.slow_params is not None:
             params = row.slow_params(state.opt_state, params)
-        _, correct = eval_step(
-            self.model, pool, params, state.stats, draw.evaluated, draw.counted
-        )
+        _, correct = eval_step(self.model, pool, params, state.stats, draw.evaluated, draw.counted)
         error = 100 * (1 - correct / draw.counted.sum())
         finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
         return jnp.where(jnp.stack(finite).all(), error, jnp.nan)
