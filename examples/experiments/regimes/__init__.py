@@ -1,8 +1,8 @@
 """The map: small, real problems in which every method is tuned alike and compared with plain SGD.
 
-A `Regime` (`engine`) is a row of the map, and one of its methods in it a cell. Each module of rows
-has a function that returns a list of them; a new one is added to `supervised`'s in
-`examples/when.py`.
+A `Regime` (see `engine`) is a row of the map, and one of its methods in it a cell. Each module of
+rows has a function that returns a list of regimes, which `regimes_of` in `examples/when.py` puts
+together; rows of one family share a table.
 
     engine      what a regime is, how a cell is tuned and measured
     verdicts    paired differences, and what they are worth

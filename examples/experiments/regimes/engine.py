@@ -1,15 +1,15 @@
 """One cell of the map: a method in a regime, tuned on held-out data and then run from fresh seeds.
 
-    regime = Regime("bilinear", "Bilinear game", measure, methods, rates, scores)
+    regime = Regime("bilinear", "Bilinear game", "Games", measure, methods, rates, scores, steps)
     cell(regime, "lookahead", range(50))
 
 To add a regime, write its `scores` and give it to a `Regime`; the first of its methods is the one
 that the others are compared with.
 
 Tuning tries every learning rate of the regime's grid with each of the method's own settings, from
-the regime's tuning seeds. The best mean on held-out data is chosen, and is then measured on the test data from
-the fresh seeds, which are the same for all methods. A run that diverges has the measure's worst
-value, there and here.
+the regime's tuning seeds. The best mean on held-out data is chosen, and is then measured on the
+test data from the fresh seeds, which are the same for all methods. A run that diverges has the
+measure's worst value, there and here.
 """
 
 import itertools
@@ -33,11 +33,13 @@ class Measure(NamedTuple):
       label: its name with its unit.
       worst: the value that counts for a run that has diverged.
       lower_is_better: whether it is an error, a loss or a distance.
+      form: how a value is written.
     """
 
     label: str
     worst: float
     lower_is_better: bool = True
+    form: str = ".2f"
 
     def gain(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Returns by how much `after` is better than `before`."""
@@ -56,9 +58,9 @@ class Method(NamedTuple):
     own: Sequence[Setting]
 
 
-# From a method's name, settings to try (with `learning_rate` if there is a grid), seeds, and whether to measure
-# on held-out data or on the test data. Returns an array of shape (settings, seeds), whose values
-# are not finite for the runs that have diverged.
+# From a method's name, settings to try (with `learning_rate` if there is a grid), seeds, and
+# whether to measure on held-out data or on the test data: an array of shape (settings, seeds),
+# whose values are not finite for the runs that have diverged.
 Scores = Callable[[str, Sequence[Setting], Sequence[int], bool], np.ndarray]
 
 
@@ -69,6 +71,7 @@ class Regime:
     Attributes:
       name: the key of its row, and of its parts in `results.json`.
       label: its name in the table.
+      family: the table that its row is in, with others of the same methods.
       measure: what runs are compared by.
       methods: by their names; the first is the plain one.
       rates: the grid of learning rates, the same for all methods, in rising order; none where
@@ -82,6 +85,7 @@ class Regime:
 
     name: str
     label: str
+    family: str
     measure: Measure
     methods: Mapping[str, Method]
     rates: Sequence[float]
@@ -130,7 +134,7 @@ class Tuning(NamedTuple):
 
 
 def tune(regime: Regime, method: str) -> Tuning:
-    """Tries all settings of a method, and chooses the one with the best mean; the first of equals."""
+    """Tries all settings of a method, and chooses the first one with the best mean."""
     tried = regime.candidates(method)
     values = measured(regime, method, tried, regime.tuning_seeds, held_out=True)[0]
     means = values.mean(axis=1)
@@ -140,7 +144,12 @@ def tune(regime: Regime, method: str) -> Tuning:
 
 
 def measured(
-    regime: Regime, method: str, settings: Sequence[Setting], seeds: Sequence[int], *, held_out: bool
+    regime: Regime,
+    method: str,
+    settings: Sequence[Setting],
+    seeds: Sequence[int],
+    *,
+    held_out: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the scores, of shape (settings, seeds), and which of these runs have diverged."""
     scores = np.asarray(regime.scores(method, settings, seeds, held_out), np.float64)
@@ -152,20 +161,45 @@ def cell(regime: Regime, method: str, seeds: Sequence[int]) -> dict[str, Any]:
     """Computes a cell; returns what `results.json` has of it.
 
     Returns:
-      `tuning`, the mean of each candidate; `chosen`; `at_edge`; `values`, of each fresh seed on
-      the test data; `diverged`, the seeds from which the method does; and `gradients`, of a run.
+      `row`, what the tables say of the regime; `method`, its label; `chosen`, the settings;
+      `at_edge`, whether their learning rate is; `values`, of each fresh seed on the test data;
+      `diverged`, the seeds from which the method does; `gradients`, of a run; `candidates`, how
+      many settings were tried; and `tuning`, the best mean with each learning rate and with each
+      of the own settings.
     """
     is_plain = method == regime.plain
     tuning = regime.chosen_for_plain if is_plain else tune(regime, method)
     values, diverged = measured(regime, method, [tuning.chosen], seeds, held_out=False)
     return {
+        "row": {
+            "label": regime.label,
+            "family": regime.family,
+            "plain": regime.plain,
+            "measure": regime.measure._asdict(),
+            "note": regime.note,
+        },
+        "method": regime.methods[method].label,
         "chosen": dict(tuning.chosen),
         "at_edge": tuning.at_edge,
-        "values": [round(float(value), 6) for value in values[0]],
+        "values": rounded(values[0]),
         "diverged": [seed for seed, is_lost in zip(seeds, diverged[0], strict=True) if is_lost],
         "gradients": regime.gradients,
-        "tuning": [
-            {**setting, "mean": round(float(mean), 6)}
-            for setting, mean in zip(tuning.tried, tuning.means, strict=True)
-        ],
+        "candidates": len(tuning.tried),
+        "tuning": summary(regime, method, tuning),
     }
+
+
+def summary(regime: Regime, method: str, tuning: Tuning) -> dict[str, Any]:
+    """Returns the best mean with each learning rate, and with each of the own settings."""
+    grid = tuning.means.reshape(len(regime.methods[method].own), -1)
+    best = np.min if regime.measure.lower_is_better else np.max
+    return {
+        "learning_rates": list(regime.rates),
+        "by_learning_rate": rounded(best(grid, axis=0)),
+        "by_own_setting": rounded(best(grid, axis=1)),
+    }
+
+
+def rounded(values: np.ndarray) -> list[float]:
+    """Returns values with as many digits as are written of any."""
+    return [round(float(value), 4) for value in values]

@@ -10,6 +10,7 @@ Schedule-free learning, which has its interpolation in place of momentum, has η
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,10 @@ BASE = Config(
 STEPS = 1_000
 RATES = tuple(2.0**n for n in range(-6, 4))
 MOMENTA = (0.0, 0.5, 0.9, 0.95)
-WEIGHT_DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
+WEIGHT_DECAYS = (0.0, 1e-3, 1e-2, 3e-2)
 TOO_LARGE = 4.0
+SMALL = {"batch_size": 8, "steps": 2 * STEPS}
+LARGE = {"batch_size": 128, "steps": STEPS // 2}
 
 
 def settings(**values: Sequence[Any]) -> list[Setting]:
@@ -63,30 +66,28 @@ METHODS: Mapping[str, Method] = {
         settings(train_interpolation=(0.7, 0.9), eval_interpolation=(0.9, 0.99)),
     ),
 }
+FAMILY = "Supervised learning"
 ERROR = Measure("test error in %", worst=100.0)
 
 
 def regimes(dataset: Dataset) -> list[Regime]:
     """Returns the regimes, on a data set."""
-    constant = regime(dataset, "constant", "Constant learning rate", annealing="none")
+    row = partial(regime, dataset)
+    constant = row("constant", "Constant learning rate", annealing="none")
     return [
-        regime(dataset, "decayed", "Decayed learning rate"),
+        row("decayed", "Decayed learning rate"),
         constant,
-        too_large(constant, regime(dataset, "too_large", "", annealing="none")),
+        too_large(constant, row("too_large", "", annealing="none")),
         *(
-            regime(
-                dataset,
-                f"momentum_{momentum:g}",
-                f"Momentum {momentum:g}, constant",
-                annealing="none",
-                momentum=momentum,
-            )
-            for momentum in MOMENTA
+            row(f"momentum_{m:g}", f"Momentum {m:g}, constant rate", annealing="none", momentum=m)
+            for m in MOMENTA
         ),
-        regime(dataset, "batch_8", "Batches of 8", batch_size=8, steps=2 * STEPS),
-        regime(dataset, "batch_128", "Batches of 128", batch_size=128, steps=STEPS // 2),
-        regime(dataset, "few_samples", "100 training images", train_images=100),
-        regime(dataset, "flipped", "30 % of the labels flipped", flipped=0.3),
+        row("batch_8", "Batches of 8", **SMALL),
+        row("batch_8_constant", "Batches of 8, constant rate", annealing="none", **SMALL),
+        row("batch_128", "Batches of 128", **LARGE),
+        row("few_samples", "100 training images", train_images=100),
+        row("flipped", "30 % of the labels flipped", flipped=0.3),
+        row("flipped_constant", "30 % flipped, constant rate", annealing="none", flipped=0.3),
     ]
 
 
@@ -120,7 +121,7 @@ def regime(
         tuned = settings(momentum=MOMENTA, weight_decay=WEIGHT_DECAYS)
         methods = METHODS | {"sgd": METHODS["sgd"]._replace(own=tuned)}
         inherited = ("momentum", "weight_decay")
-    return Regime(name, label, ERROR, methods, RATES, problem.scores, steps, inherited)
+    return Regime(name, label, FAMILY, ERROR, methods, RATES, problem.scores, steps, inherited)
 
 
 def too_large(constant: Regime, same: Regime) -> Regime:

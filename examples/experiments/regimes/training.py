@@ -10,8 +10,8 @@ something else is a subclass that says so.
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -68,6 +68,7 @@ class Problem:
       flipped: the fraction of the training labels that are another class's.
       at_once: runs that are trained together, so that one compiled program serves tuning and
         fresh seeds.
+      programs: that are compiled, by the method and what they are compiled for.
     """
 
     dataset: Dataset
@@ -78,6 +79,9 @@ class Problem:
     test_images: int = 2_000
     flipped: float = 0.0
     at_once: int = 50
+    programs: dict[tuple[str, Static], Callable[..., jax.Array]] = field(
+        default_factory=dict, init=False
+    )
 
     @cached_property
     def model(self) -> Model:
@@ -147,14 +151,16 @@ class Problem:
                     found[run] = score
         return found
 
-    @cache
     def compiled(self, method: str, fixed: Static) -> Callable[[Setting, Draw], jax.Array]:
         """Returns the scores of runs as a function of what may differ from run to run."""
 
         def one(traced: Setting, draw: Draw) -> jax.Array:
             return self.score(method, {**dict(fixed), **traced}, draw)
 
-        return jax.jit(jax.vmap(one))
+        key = (method, fixed)
+        if key not in self.programs:
+            self.programs[key] = jax.jit(jax.vmap(one))
+        return self.programs[key]
 
     def score(self, method: str, setting: Setting, draw: Draw) -> jax.Array:
         """Trains once, and returns the measure; all settings but what is static may be traced."""

@@ -34,10 +34,7 @@ def compare(gains: Sequence[float]) -> Comparison:
     gains = np.asarray(gains, np.float64)
     mean, error = gains.mean(), stats.sem(gains)
     freedom = len(gains) - 1
-    if error > 0:
-        p = 2 * stats.t.sf(abs(mean) / error, freedom)
-    else:
-        p = float(mean == 0)
+    p = 2 * stats.t.sf(abs(mean) / error, freedom) if error > 0 else float(mean == 0)
     half_width = stats.t.ppf(1 - LEVEL / 2, freedom) * error
     wins = (gains > 0).sum() + 0.5 * (gains == 0).sum()
     return Comparison(float(mean), float(half_width), float(p), float(wins))
