@@ -101,18 +101,22 @@ class Problem:
         """Initial weights, from a seed."""
         return jax.jit(partial(init_weights, self.model))
 
+    def split(self, seed: int) -> list[np.ndarray]:
+        """Returns the indices of the images for training, for tuning and for testing."""
+        order = np.random.default_rng((seed, 0)).permutation(len(self.pool[1]))
+        train, held, rest = np.split(order, np.cumsum([self.train_images, self.held_out]))
+        return [train, held, rest[: self.test_images]]
+
     def draw(self, seed: int, *, held_out: bool) -> Draw:
         """Returns what a seed draws, to be evaluated on held-out data or on the test data."""
+        train, held, test = self.split(seed)
         labels = self.pool[1].copy()
-        rng = np.random.default_rng((seed, 0))
-        order = rng.permutation(len(labels))
-        train, held, test = np.split(order, np.cumsum([self.train_images, self.held_out]))
+        rng = np.random.default_rng((seed, 1))
         flips = rng.permutation(train)[: round(self.flipped * len(train))]
         shift = rng.integers(1, self.dataset.classes, len(flips))
         labels[flips] = (labels[flips] + shift) % self.dataset.classes
         positions = batches(seed, len(train), self.base.batch_size)
         chosen = np.stack(list(itertools.islice(positions, self.steps)))
-        test = test[: self.test_images]
         evaluated = held if held_out else test
         size = max(len(held), len(test))  # One compiled program serves both.
         return Draw(
