@@ -1,11 +1,13 @@
-"""The regime of tasks in sequence: two classes after two others, and all tested at the end.
+"""The regimes of tasks in sequence: two classes after two others, and all tested at the end.
 
-As in `sequential.py`, the network is told the task, in training as in testing: it chooses among its
-classes. One optimizer goes through all tasks, so that slow weights and averages go on from task to
-task. The stages of SLRLA are the tasks, each of which is held near where the last one has ended.
+In one the network is told the task, in training as in testing, and chooses among its classes, as in
+`sequential.py`; in the other it chooses among all classes. One optimizer goes through all tasks, so
+that slow weights and averages go on from task to task. The stages of SLRLA are the tasks, each of
+which is held near where the last one has ended.
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -19,18 +21,53 @@ from experiments.config import SettingError
 from experiments.data import Dataset, batches
 from experiments.regimes import supervised
 from experiments.regimes.engine import Measure, Method, Regime
-from experiments.regimes.supervised import BASE, METHODS, MOMENTA, RATES, WEIGHT_DECAYS, settings
+from experiments.regimes.supervised import settings
 from experiments.regimes.training import Draw, Problem
 from experiments.steps import Model, State, eval_step, train_step
 from experiments.studies.sequential import Told, among
 
-CLASSES = 2  # Of a task.
-STEPS = 200  # Of a task.
+CLASSES, STEPS = 2, 200  # Of a task.
 ERROR = Measure("mean error of all tasks in %", worst=100.0)
+# As far as a task is long, the own settings reach back.
+METHODS: Mapping[str, Method] = {
+    "sgd": Method(
+        "Plain", settings(momentum=supervised.MOMENTA, weight_decay=supervised.WEIGHT_DECAYS)
+    ),
+    "ema": Method("EMA", settings(ema_decay=(0.97, 0.99, 0.997, 0.999))),
+    "schedule_free": supervised.METHODS["schedule_free"],
+    "lookahead": Method("Lookahead", settings(sync_period=(20, STEPS), slow_step_size=(0.2, 0.5))),
+    "multilayer_lookahead": Method(
+        "Multilayer Lookahead",
+        [
+            {"sync_period": (5, STEPS // 5), "slow_step_size": sizes}
+            for sizes in itertools.product((0.5, 0.8), (0.2, 0.5))
+        ],
+    ),
+    "slrla": Method("SLRLA", settings(slow_step_size=(0.2, 0.8), beta=(0.1, 1.0))),
+    "slrla_released": Method(
+        "SLRLA (released form)",
+        [
+            {"sync_period": 20, **own}
+            for own in settings(slow_step_size=(0.2, 0.8), beta=(0.4, 2.0))
+        ],
+    ),
+    "snoo": Method(
+        "SNOO",
+        [
+            {"sync_period": period, "outer_learning_rate": rate, "outer_momentum": 0.5}
+            for period in (20, STEPS)
+            for rate in (0.2, 0.5)
+        ],
+    ),
+    "primal_averaging": Method(
+        "Primal averaging",
+        settings(train_interpolation=(0.1, 0.7), eval_interpolation=(0.99, 0.997)),
+    ),
+}
 
 
 def regimes(dataset: Dataset) -> list[Regime]:
-    """Returns the regime, on a data set.
+    """Returns the regimes, on a data set.
 
     Raises:
       SettingError: if its classes cannot be divided into tasks.
@@ -38,35 +75,42 @@ def regimes(dataset: Dataset) -> list[Regime]:
     if dataset.classes % CLASSES:
         what = f"must have classes for tasks of {CLASSES}, got {dataset.classes}"
         raise SettingError("dataset", what)
-    tasks = dataset.classes // CLASSES
-    milestones = tuple(t / tasks for t in range(1, tasks))
-    base = replace(BASE, annealing="none", milestones=milestones)
-    tuned = settings(momentum=MOMENTA, weight_decay=WEIGHT_DECAYS)
-    own = {
-        "sgd": METHODS["sgd"]._replace(own=tuned),
-        "slrla": Method("SLRLA", settings(slow_step_size=(0.5, 0.8), beta=(0.01, 0.1))),
-    }
     return [
-        Regime(
-            "sequence",
-            "Tasks in sequence",
-            supervised.FAMILY,
-            ERROR,
-            METHODS | own,
-            RATES,
-            Tasks(dataset, base, tasks * STEPS).scores,
-            tasks * STEPS,
-            ("momentum", "weight_decay"),
-            note=f"{tasks} tasks of {CLASSES} classes, {STEPS} steps each at a constant learning "
-            "rate; the network is told the task. Every method is one optimizer that goes through "
-            "all tasks, and SLRLA's stages are the tasks.",
-        )
+        regime(dataset, "tasks", "The network is told the task", is_told=True),
+        regime(dataset, "classes", "It chooses among all classes", is_told=False),
     ]
+
+
+def regime(dataset: Dataset, name: str, label: str, *, is_told: bool) -> Regime:
+    """Returns a regime, in which the network is told the task or is not."""
+    tasks = dataset.classes // CLASSES
+    milestones = tuple(t / tasks for t in range(1, tasks))  # Where SLRLA's stages end.
+    base = replace(supervised.BASE, annealing="none", milestones=milestones)
+    problem = Tasks(dataset, base, tasks * STEPS, is_told=is_told)
+    return Regime(
+        name,
+        label,
+        "Tasks in sequence",
+        ERROR,
+        METHODS,
+        supervised.RATES,
+        problem.scores,
+        problem.steps,
+        ("momentum", "weight_decay"),
+        note=f"{tasks} tasks of {CLASSES} classes, {STEPS} steps each at a constant learning "
+        "rate, and all are tested at the end.",
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Tasks(Problem):
-    """A problem whose training images come task by task."""
+    """A problem whose training images come task by task.
+
+    Attributes:
+      is_told: whether the network is told the task, or chooses among all classes.
+    """
+
+    is_told: bool = True
 
     @property
     def tasks(self) -> int:
@@ -90,7 +134,9 @@ class Tasks(Problem):
         return super().draw(seed, held_out=held_out)._replace(batches=np.stack(chosen))
 
     def told(self, stats: Any, task: Any) -> Any:
-        """Returns the statistics of the network when it is told a task, which may be traced."""
+        """Returns the statistics of the network when it is at a task, which may be traced."""
+        if not self.is_told:
+            return stats
         chosen = CLASSES * task + jnp.arange(CLASSES)
         return stats | {"among": among(chosen, self.dataset.classes)}
 
