@@ -107,20 +107,24 @@ class Problem:
         train, held, rest = np.split(order, np.cumsum([self.train_images, self.held_out]))
         return [train, held, rest[: self.test_images]]
 
-    def draw(self, seed: int, *, held_out: bool) -> Draw:
-        """Returns what a seed draws, to be evaluated on held-out data or on the test data."""
-        train, held, test = self.split(seed)
+    def labels(self, seed: int, train: np.ndarray) -> Any:
+        """Returns the labels of all images, with the flipped ones of a seed's training images."""
         labels = self.pool[1].copy()
         rng = np.random.default_rng((seed, 1))
         flips = rng.permutation(train)[: round(self.flipped * len(train))]
         shift = rng.integers(1, self.dataset.classes, len(flips))
         labels[flips] = (labels[flips] + shift) % self.dataset.classes
+        return labels
+
+    def draw(self, seed: int, *, held_out: bool) -> Draw:
+        """Returns what a seed draws, to be evaluated on held-out data or on the test data."""
+        train, held, test = self.split(seed)
         positions = batches(seed, len(train), self.base.batch_size)
         chosen = np.stack(list(itertools.islice(positions, self.steps)))
         evaluated = held if held_out else test
         size = max(len(held), len(test))  # One compiled program serves both.
         return Draw(
-            labels,
+            self.labels(seed, train),
             train[chosen],
             np.resize(evaluated, size),
             np.arange(size) < len(evaluated),
