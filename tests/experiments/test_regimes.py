@@ -3,16 +3,12 @@
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from experiments.config import SettingError
 from experiments.data import load
-from experiments.models import Transformer
-from experiments.optimizers import OPTIMIZERS
 from experiments.regimes import games, language, sequence
-from experiments.regimes.engine import TUNING_SEEDS
-from experiments.schedules import Stages, stages_of
+from experiments.schedules import stages_of
 from experiments.steps import init_weights
 from experiments.studies.games import (
     cycle_matrix,
@@ -37,6 +33,7 @@ def test_all_methods_have_as_many_own_settings_and_grids_are_by_factors_of_two(d
         assert len(one.methods[one.plain].own) >= 4
         np.testing.assert_allclose(np.divide(one.rates[1:], one.rates[:-1]), 2)
         assert len(one.rates) >= 5
+        assert not {*one.tuning_seeds} & {*range(1_000)}
 
 
 # Games
@@ -91,7 +88,9 @@ def test_descent_ascent_leaves_and_the_average_of_its_iterates_may_stay():
     assert np.isnan(average[1])
 
 
-def test_noise_is_of_batches_that_are_the_same_for_all_methods():
+def test_noise_is_of_batches_that_are_the_same_for_all_methods(monkeypatch):
+    monkeypatch.setattr(games, "GRADIENTS", 30)  # Which end before all stages have begun.
+    monkeypatch.setattr(games, "BASE", replace(games.BASE, milestones=()))
     one = games.Games(games.BATCH)
     setting = {"learning_rate": 0.125}
     plain = one.scores("sgd", [setting], [0, 1], False)
@@ -100,7 +99,6 @@ def test_noise_is_of_batches_that_are_the_same_for_all_methods():
         "lookahead", [{**setting, "sync_period": 5, "slow_step_size": 1.0}], [0, 1], True
     )
     np.testing.assert_allclose(same, plain)
-    assert not np.allclose(games.Games(None).scores("sgd", [setting], [0, 1], False), plain)
 
 
 def test_stages_of_the_games_are_whole_cycles():
@@ -115,3 +113,87 @@ def test_stages_of_the_games_are_whole_cycles():
 def tasks(digits):
     told = sequence.regimes(digits)[0].scores.__self__
     return replace(told, steps=10, train_images=200, held_out=100, test_images=100, at_once=2)
+
+
+def by_hand(tasks, rate, momentum, decay, seed):
+    """The mean error of all tasks of an average of the weights, after steps in NumPy."""
+    images = np.asarray(tasks.dataset.standardise(tasks.pool[0]))
+    images, labels = images.reshape(len(images), -1).astype(np.float64), tasks.pool[1]
+    layers = init_weights(tasks.model, seed)[0]["network"]
+    names = [(layer, name) for layer in ("hidden", "head") for name in ("kernel", "bias")]
+    w = [np.asarray(layers[layer][name], np.float64) for layer, name in names]
+    moved, average = [0 * x for x in w], list(w)
+
+    def forward(w, x, task):
+        hidden = np.maximum(x @ w[0] + w[1], 0)
+        logits = hidden @ w[2] + w[3]
+        if tasks.is_told:
+            logits[:, [c for c in range(10) if c // 2 != task]] = -np.inf
+        return hidden, logits
+
+    for n, batch in enumerate(tasks.draw(seed, held_out=False).batches):
+        task, x = n // 2, images[batch]
+        assert set(labels[batch] // 2) == {task}
+        hidden, logits = forward(w, x, task)
+        likely = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        back = (likely - np.eye(10)[labels[batch]]) / len(batch)
+        below = (back @ w[2].T) * (hidden > 0)
+        gradient = [x.T @ below, below.sum(0), hidden.T @ back, back.sum(0)]
+        moved = [momentum * m + g for m, g in zip(moved, gradient, strict=True)]
+        w = [x - (1 - momentum) * rate * m for x, m in zip(w, moved, strict=True)]
+        average = [decay * a + (1 - decay) * x for a, x in zip(average, w, strict=True)]
+    *_, test = tasks.split(seed)
+    of_tasks = [test[labels[test] // 2 == task] for task in range(5)]
+    found = [forward(average, images[mine], t)[1].argmax(1) for t, mine in enumerate(of_tasks)]
+    wrong = [f != labels[mine] for f, mine in zip(found, of_tasks, strict=True)]
+    return 100 * np.mean([w.mean() for w in wrong])
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_tasks_are_learnt_one_after_the_other_and_all_are_tested(tasks, is_told):
+    one = replace(tasks, is_told=is_told)
+    settings = [{"learning_rate": rate, "ema_decay": 0.5, "momentum": 0.5} for rate in (0.2, 0.4)]
+    found = one.scores("ema", settings, [7], False)[:, 0]
+    expected = [by_hand(one, rate, 0.5, 0.5, seed=7) for rate in (0.2, 0.4)]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert found.min() < 30 if is_told else found.min() > 30
+
+
+def test_training_tuning_and_test_images_are_apart(tasks):
+    train, held, test = tasks.split(3)
+    assert len({*train, *held, *test}) == len(train) + len(held) + len(test) == 400
+    draw = tasks.draw(3, held_out=True)
+    assert {*draw.batches.ravel()} <= {*train}
+    assert {*draw.evaluated[draw.counted]} == {*held}
+
+
+def test_the_stages_of_slrla_are_the_tasks(tasks):
+    config = tasks.config_of("slrla", {"learning_rate": 0.1})
+    assert stages_of(config, 5 * sequence.STEPS, 1).lengths == (sequence.STEPS,) * 5
+
+
+def test_classes_must_make_whole_tasks(digits):
+    with pytest.raises(SettingError, match="must have classes for tasks of 2, got 9"):
+        sequence.regimes(replace(digits, classes=9))
+
+
+# The language model
+
+
+def test_the_language_model_is_measured_by_its_loss_on_the_windows():
+    text = language.regimes()[0].scores.__self__
+    text = replace(text, steps=8, train_images=40, held_out=6, test_images=4, at_once=2)
+    windows, following = text.pool
+    np.testing.assert_array_equal(windows[0, 1:], following[0, :-1])
+    assert windows[1, 0] == following[0, -1]
+
+    settings = [{"learning_rate": rate, "momentum": 0.9} for rate in (0.0, 0.01)]
+    assert text.config_of("adamw", settings[1]).learning_rate == 0.01
+    still, trained = text.scores("adamw", settings, [1], False)[:, 0]
+    *_, test = text.split(1)
+    network = nnx.merge(text.model.graph, *init_weights(text.model, 1))
+    likely = np.asarray(jax.nn.log_softmax(network(windows[test], train=False)))
+    assert still == pytest.approx(
+        -np.mean(np.take_along_axis(likely, following[test][..., None], 2))
+    )
+    assert trained < still - 0.2
