@@ -1,10 +1,13 @@
 """The regimes of supervised learning: a small network, and one thing changed at a time.
 
 All are changes of one base: an MLP with SGD, batches of 32 and a learning rate that falls to 0 in
-half a cosine wave. Momentum and weight decay are tuned for plain SGD, and are then the inner
-optimizer's of every method. The learning rates of the grid are η / (1 − μ), the step that a
-steady gradient makes in the end: with momentum μ the inner optimizer has η = (1 − μ) times these.
-Schedule-free learning, which has its interpolation in place of momentum, has η itself.
+half a cosine wave. In each regime the weight decay is tuned for plain SGD, whose own setting it is,
+and is then the inner optimizer's of every method. So is the momentum, but only in the first; the
+others have what was best there, or one of their own.
+
+The learning rates of the grid are η / (1 − μ), the step that a steady gradient makes in the end:
+with momentum μ the inner optimizer has η = (1 − μ) times these. Schedule-free learning, which has
+its interpolation in place of momentum, has η itself.
 """
 
 import itertools
@@ -27,7 +30,7 @@ BASE = Config(
     milestones=(0.25, 0.5, 0.75),  # Of SLRLA's stages; the learning rate does not know them.
     stages_in="steps",
     decay=1.0,
-    momentum=0.0,
+    momentum=0.9,  # The best of `MOMENTA` for plain SGD.
     weight_decay=0.0,
 )
 STEPS = 1_000
@@ -75,12 +78,13 @@ def regimes(dataset: Dataset) -> list[Regime]:
     row = partial(regime, dataset)
     constant = row("constant", "Constant learning rate", annealing="none")
     return [
-        row("decayed", "Decayed learning rate"),
+        with_momentum_tuned(row("decayed", "Decayed learning rate")),
         constant,
         too_large(constant, row("too_large", "", annealing="none")),
         *(
             row(f"momentum_{m:g}", f"Momentum {m:g}, constant rate", annealing="none", momentum=m)
             for m in MOMENTA
+            if m != BASE.momentum
         ),
         row("batch_8", "Batches of 8", **SMALL),
         row("batch_8_constant", "Batches of 8, constant rate", annealing="none", **SMALL),
@@ -96,8 +100,8 @@ def regime(
     name: str,
     label: str,
     *,
-    momentum: float | None = None,
     annealing: str = BASE.annealing,
+    momentum: float = BASE.momentum,
     batch_size: int = BASE.batch_size,
     steps: int = STEPS,
     **drawn: Any,
@@ -108,20 +112,28 @@ def regime(
       dataset: to train on.
       name: of the regime.
       label: likewise.
-      momentum: of the inner optimizer; None to tune it for plain SGD.
       annealing: of the learning rate.
+      momentum: of the inner optimizer.
       batch_size: images in a batch.
       steps: of a run.
       drawn: the fields of `training.Problem` that say what a seed draws.
     """
-    changes = {"annealing": annealing, "batch_size": batch_size, "momentum": momentum or 0.0}
+    changes = {"annealing": annealing, "momentum": momentum, "batch_size": batch_size}
     problem = Problem(dataset, replace(BASE, **changes), steps, **drawn)
-    methods, inherited = METHODS, ("weight_decay",)
-    if momentum is None:
-        tuned = settings(momentum=MOMENTA, weight_decay=WEIGHT_DECAYS)
-        methods = METHODS | {"sgd": METHODS["sgd"]._replace(own=tuned)}
-        inherited = ("momentum", "weight_decay")
-    return Regime(name, label, FAMILY, ERROR, methods, RATES, problem.errors, steps, inherited)
+    return Regime(
+        name, label, FAMILY, ERROR, METHODS, RATES, problem.errors, steps, ("weight_decay",)
+    )
+
+
+def with_momentum_tuned(of: Regime) -> Regime:
+    """Returns a regime in which momentum, too, is tuned for plain SGD."""
+    both = settings(momentum=MOMENTA, weight_decay=WEIGHT_DECAYS)
+    return replace(
+        of,
+        methods=METHODS | {"sgd": METHODS["sgd"]._replace(own=both)},
+        inherited=("momentum", *of.inherited),
+        note="For plain SGD the momentum was tuned, too, of which the other methods have the best.",
+    )
 
 
 def too_large(constant: Regime, same: Regime) -> Regime:
@@ -133,20 +145,14 @@ def too_large(constant: Regime, same: Regime) -> Regime:
     """
 
     def errors(method: str, tried: Sequence[Setting], *others: Any) -> np.ndarray:
-        best = constant.chosen_for_plain.chosen
-        fixed = {
-            "momentum": best["momentum"],
-            "learning_rate": TOO_LARGE * best["learning_rate"],
-        }
-        return same.scores(method, [{**fixed, **own} for own in tried], *others)
+        rate = TOO_LARGE * constant.chosen_for_plain.chosen["learning_rate"]
+        return same.scores(method, [{**own, "learning_rate": rate} for own in tried], *others)
 
     return replace(
         same,
         label=f"Learning rate {TOO_LARGE:g} × too large",
-        methods=METHODS,
         rates=(),
         scores=errors,
-        inherited=("weight_decay",),
         note=f"The learning rate is {TOO_LARGE:g} times the best one for plain SGD at a constant "
         "learning rate, for all methods; only their own settings are tuned.",
     )
