@@ -34,12 +34,14 @@ BASE = Config(
     weight_decay=0.0,
 )
 STEPS = 1_000
-RATES = tuple(2.0**n for n in range(-6, 4))
+RATES = tuple(2.0**n for n in range(-6, 5))
 MOMENTA = (0.0, 0.5, 0.9, 0.95)
 WEIGHT_DECAYS = (0.0, 1e-3, 1e-2, 3e-2)
+LARGER = (1e-3, 1e-2, 3e-2, 1e-1)  # For noise that must not be fitted.
 TOO_LARGE = 4.0
 SMALL = {"batch_size": 8, "steps": 2 * STEPS}
 LARGE = {"batch_size": 128, "steps": STEPS // 2}
+FLIPPED = {"flipped": 0.3, "weight_decays": LARGER}
 
 
 def settings(**values: Sequence[Any]) -> list[Setting]:
@@ -50,7 +52,7 @@ def settings(**values: Sequence[Any]) -> list[Setting]:
 METHODS: Mapping[str, Method] = {
     "sgd": Method("Plain", settings(weight_decay=WEIGHT_DECAYS)),
     "ema": Method("EMA", settings(ema_decay=(0.9, 0.97, 0.99, 0.997))),
-    "schedule_free": Method("Schedule-free", settings(momentum=(0.7, 0.9, 0.95, 0.98))),
+    "schedule_free": Method("Schedule-free", settings(momentum=(0.5, 0.7, 0.9, 0.98))),
     "lookahead": Method("Lookahead", settings(sync_period=(5, 20), slow_step_size=(0.5, 0.8))),
     "multilayer_lookahead": Method(
         "Multilayer Lookahead",
@@ -59,7 +61,7 @@ METHODS: Mapping[str, Method] = {
             for sizes in itertools.product((0.5, 0.8), repeat=2)
         ],
     ),
-    "slrla": Method("SLRLA", settings(slow_step_size=(0.5, 0.8), beta=(0.01, 0.1))),
+    "slrla": Method("SLRLA", settings(slow_step_size=(0.5, 0.8), beta=(0.001, 0.01))),
     "slrla_released": Method(
         "SLRLA (released form)", settings(slow_step_size=(0.5, 0.8), beta=(0.04, 0.4))
     ),
@@ -90,8 +92,8 @@ def regimes(dataset: Dataset) -> list[Regime]:
         row("batch_8_constant", "Batches of 8, constant rate", annealing="none", **SMALL),
         row("batch_128", "Batches of 128", **LARGE),
         row("few_samples", "100 training images", train_images=100),
-        row("flipped", "30 % of the labels flipped", flipped=0.3),
-        row("flipped_constant", "30 % flipped, constant rate", annealing="none", flipped=0.3),
+        row("flipped", "30 % of the labels flipped", **FLIPPED),
+        row("flipped_constant", "30 % flipped, constant rate", annealing="none", **FLIPPED),
     ]
 
 
@@ -104,6 +106,7 @@ def regime(
     momentum: float = BASE.momentum,
     batch_size: int = BASE.batch_size,
     steps: int = STEPS,
+    weight_decays: Sequence[float] = WEIGHT_DECAYS,
     **drawn: Any,
 ) -> Regime:
     """Returns a regime with some things changed from the base.
@@ -116,12 +119,15 @@ def regime(
       momentum: of the inner optimizer.
       batch_size: images in a batch.
       steps: of a run.
+      weight_decays: that are tried for plain SGD.
       drawn: the fields of `training.Problem` that say what a seed draws.
     """
     changes = {"annealing": annealing, "momentum": momentum, "batch_size": batch_size}
     problem = Problem(dataset, replace(BASE, **changes), steps, **drawn)
+    plain = METHODS["sgd"]._replace(own=settings(weight_decay=weight_decays))
+    methods = METHODS | {"sgd": plain}
     return Regime(
-        name, label, FAMILY, ERROR, METHODS, RATES, problem.errors, steps, ("weight_decay",)
+        name, label, FAMILY, ERROR, methods, RATES, problem.errors, steps, ("weight_decay",)
     )
 
 
