@@ -23,7 +23,7 @@ from experiments.config import SettingError
 from experiments.data import DataError, Dataset, load
 from experiments.flags import Parser
 from experiments.parts import run
-from experiments.regimes import supervised
+from experiments.regimes import games, language, sequence, supervised
 from experiments.regimes.engine import Regime, cell
 from experiments.regimes.picture import draw
 from experiments.regimes.table import page
@@ -61,7 +61,9 @@ def dataset_of(args: Namespace) -> Dataset:
 
 def regimes_of(args: Namespace) -> dict[str, Regime]:
     """Returns all regimes by their names, in the order of the table."""
-    return {regime.name: regime for regime in supervised.regimes(dataset_of(args))}
+    dataset = dataset_of(args)
+    of_all = [supervised.regimes(dataset), sequence.regimes(dataset), language.regimes()]
+    return {regime.name: regime for some in (*of_all, games.regimes()) for regime in some}
 
 
 def cells_of(args: Namespace) -> dict[str, tuple[Regime, str]]:

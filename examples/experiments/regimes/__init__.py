@@ -8,6 +8,9 @@ together; rows of one family share a table.
     verdicts    paired differences, and what they are worth
     training    training from many seeds and settings in one compiled program
     supervised  the rows of supervised learning
+    sequence    the rows of tasks in sequence
+    language    the rows of a small language model
+    games       the rows of games
     table       the tables in Markdown
     picture     the map as a picture
 """

@@ -23,7 +23,7 @@ import numpy as np
 Setting = Mapping[str, Any]
 
 # Fresh seeds begin at 0, and are far fewer.
-TUNING_SEEDS = tuple(range(1_000_000, 1_000_005))
+TUNING_SEEDS = tuple(range(1_000_000, 1_000_010))
 
 
 class Measure(NamedTuple):

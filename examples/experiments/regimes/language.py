@@ -35,7 +35,7 @@ BASE = Config(
     inner="adamw",
     weight_decay=0.1,
 )
-WINDOW, WIDTH, HEADS, DEPTH = 32, 32, 2, 1
+WINDOW, WIDTH, HEADS = 32, 32, 2
 STEPS = 400
 RATES = tuple(1e-3 * 2**n for n in range(6))
 METHODS: Mapping[str, Method] = {
@@ -72,7 +72,7 @@ def regime(name: str, label: str, annealing: str) -> Regime:
         STEPS,
         ("momentum",),
         TUNING_SEEDS[:2],
-        note=f"A transformer of {text.model.size:,} weights, AdamW, {BASE.batch_size} windows of "
+        note=f"A transformer of one block of width {WIDTH}, AdamW, {BASE.batch_size} windows of "
         f"{WINDOW} characters a step; two tuning seeds.",
     )
 
@@ -94,7 +94,7 @@ class Text(Problem):
     @cached_property
     def model(self) -> Model:
         """The network without its weights."""
-        size = {"width": WIDTH, "heads": HEADS, "depth": DEPTH}
+        size = {"width": WIDTH, "heads": HEADS, "depth": 1}
         make = partial(Transformer, (WINDOW,), self.dataset.classes, **size)
         return Model(make, self.dataset, name=self.base.model)
 

@@ -20,7 +20,7 @@ import optax
 from experiments.config import SettingError
 from experiments.data import Dataset, batches
 from experiments.regimes import supervised
-from experiments.regimes.engine import Measure, Method, Regime
+from experiments.regimes.engine import TUNING_SEEDS, Measure, Method, Regime
 from experiments.regimes.supervised import settings
 from experiments.regimes.training import Draw, Problem
 from experiments.steps import Model, State, eval_step, train_step
@@ -31,9 +31,7 @@ RATES = tuple(2.0**n for n in range(-9, 3))
 ERROR = Measure("mean error of all tasks in %", worst=100.0)
 # As far as a task is long, the own settings reach back.
 METHODS: Mapping[str, Method] = {
-    "sgd": Method(
-        "Plain", settings(momentum=supervised.MOMENTA, weight_decay=supervised.WEIGHT_DECAYS)
-    ),
+    "sgd": Method("Plain", settings(momentum=supervised.MOMENTA)),
     "ema": Method("EMA", settings(ema_decay=(0.97, 0.99, 0.997, 0.999))),
     "schedule_free": supervised.METHODS["schedule_free"],
     "lookahead": Method("Lookahead", settings(sync_period=(20, STEPS), slow_step_size=(0.2, 0.5))),
@@ -97,9 +95,10 @@ def regime(dataset: Dataset, name: str, label: str, *, is_told: bool) -> Regime:
         RATES,
         problem.scores,
         problem.steps,
-        ("momentum", "weight_decay"),
+        ("momentum",),
+        TUNING_SEEDS[:5],
         note=f"{tasks} tasks of {CLASSES} classes, {STEPS} steps each at a constant learning "
-        "rate, and all are tested at the end.",
+        "rate, and all are tested at the end; five tuning seeds.",
     )
 
 

@@ -153,6 +153,11 @@ def spread(cell: Cell) -> str:
     return f"{cell.values.mean():{form}} ± {cell.values.std(ddof=1):{form}}"
 
 
+def worst(cell: Cell) -> float:
+    """Returns the worst value of any seed."""
+    return cell.values.max() if cell.measure.lower_is_better else cell.values.min()
+
+
 def protocol(results: Settings) -> list[str]:
     """Says how all cells are made."""
     return [
@@ -173,8 +178,8 @@ def detail(row: Mapping[str, Cell]) -> list[str]:
     """Returns the table of a regime: a row for each method."""
     plain = plain_of(row)
     about = plain.part["row"]
-    header = ("chosen of", "chosen", "at the edge", about["measure"]["label"], "gain", "wins")
-    table = [("", *header, "p", "adjusted", "diverged", "seconds")]
+    header = ("chosen of", "chosen", "at the edge", about["measure"]["label"], "worst", "gain")
+    table = [("", *header, "wins", "p", "adjusted", "diverged", "seconds")]
     for cell in row.values():
         part, found = cell.part, cell.comparison
         compared = ("", "", "", "")
@@ -188,6 +193,7 @@ def detail(row: Mapping[str, Cell]) -> list[str]:
                 in_words(part["chosen"]),
                 "yes" if part["at_edge"] else "no",
                 spread(cell),
+                f"{worst(cell):{cell.measure.form}}",
                 *compared,
                 f"{len(part['diverged'])}",
                 f"{part['seconds']:.0f}",
