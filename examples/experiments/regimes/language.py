@@ -83,7 +83,7 @@ class Text(Problem):
 
     train_images: int = 12_000
     test_images: int = 400
-    at_once: int = 12
+    at_once: int = 6
 
     @cached_property
     def pool(self) -> tuple[np.ndarray, np.ndarray]:
