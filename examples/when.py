@@ -69,13 +69,15 @@ def regimes_of(args: Namespace) -> dict[str, Regime]:
 def cells_of(args: Namespace) -> dict[str, tuple[Regime, str]]:
     """Returns the cells that were asked for, by the names of their parts.
 
-    The plain method is in every row, as the others are compared with it.
+    The plain method is in every row, as the others are compared with it. Regimes that have none
+    of the methods are left out.
 
     Raises:
-      SettingError: if there is no regime or no method of a name, or fewer than two seeds.
+      SettingError: if there is no regime or no method of a name, if no regime that was asked for
+        has any of the methods, or if there are fewer than two seeds.
     """
     regimes = regimes_of(args)
-    methods = dict.fromkeys(name for regime in regimes.values() for name in regime.methods)
+    methods = dict.fromkeys(name for regime in regimes.values() for name in regime.compared)
     for setting, known in (("regimes", regimes), ("methods", methods)):
         asked = getattr(args, setting) or list(known)
         if unknown := [name for name in asked if name not in known]:
@@ -83,11 +85,16 @@ def cells_of(args: Namespace) -> dict[str, tuple[Regime, str]]:
             raise SettingError(setting, what)
     if args.seeds < 2:
         raise SettingError("seeds", f"must be 2 or more for an interval, got {args.seeds}")
+    asked = set(args.methods or methods)
+    rows = [regimes[name] for name in args.regimes or regimes]
+    rows = [regime for regime in rows if asked & set(regime.compared)]
+    if not rows:
+        raise SettingError("methods", f"none of {', '.join(args.methods)} is in these regimes")
     return {
         f"{regime.name}/{method}": (regime, method)
-        for regime in (regimes[name] for name in args.regimes or regimes)
+        for regime in rows
         for method in regime.methods
-        if method == regime.plain or method in (args.methods or methods)
+        if method == regime.plain or method in asked
     }
 
 

@@ -100,6 +100,11 @@ class Regime:
         """The name of the method that the others are compared with."""
         return next(iter(self.methods))
 
+    @property
+    def compared(self) -> list[str]:
+        """The names of the others."""
+        return list(self.methods)[1:]
+
     @cached_property
     def chosen_for_plain(self) -> "Tuning":
         """How the plain method was tuned; computed once."""

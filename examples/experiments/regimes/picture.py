@@ -28,7 +28,7 @@ def draw(results: Settings, folder: Path) -> None:
         "beyond chance, over all comparisons"
     )
     size = (2.6 + 1.15 * most, 0.9 + 0.42 * sum(heights))
-    with figures.picture(folder / "map.png", size, title, dpi=110) as figure:
+    with figures.picture(folder / "map.png", size, title, dpi=90) as figure:
         axes = figure.subplots(len(of_families), 1, squeeze=False, height_ratios=heights)[:, 0]
         for one, (family, mine) in zip(axes, of_families, strict=True):
             image = grid(one, mine)
@@ -48,7 +48,9 @@ def grid(axes: Axes, rows: Rows) -> AxesImage:
         for x, method in enumerate(columns):
             if method in row:
                 dark = abs(effects[y, x]) > 0.75 * LIMIT
-                look = {"color": "white" if dark else "black", "fontsize": 9}
+                sure = row[method].verdict != ALIKE
+                look = {"color": "white" if dark else "black" if sure else "0.35", "fontsize": 9}
+                look |= {"weight": "bold" if sure else "normal"}
                 axes.text(x, y, text(row[method]), ha="center", va="center", **look)
     labels = [label.replace(" (", "\n(").replace("layer ", "layer\n") for label in columns.values()]
     axes.set_xticks(range(len(columns)), labels, fontsize=9)

@@ -49,12 +49,12 @@ Rows = Mapping[str, Mapping[str, Cell]]  # Of regimes and methods by their names
 
 
 def rows_of(results: Settings) -> Rows:
-    """Returns the cells of the regimes of which the plain method has been measured."""
+    """Returns the cells of the regimes in which there is a comparison."""
     rows: dict[str, dict[str, Cell]] = {}
     for name, part in results["parts"].items():
         regime, method = name.split("/")
         rows.setdefault(regime, {})[method] = Cell(regime, method, part)
-    rows = {name: row for name, row in rows.items() if plain_of(row)}
+    rows = {name: row for name, row in rows.items() if len(row) > 1 and plain_of(row)}
     compared = [
         cell._replace(comparison=compare(cell.measure.gain(plain_of(row).values, cell.values)))
         for row in rows.values()
@@ -75,12 +75,10 @@ def plain_of(row: Mapping[str, Cell]) -> Cell | None:
 
 def families(rows: Rows) -> Iterator[tuple[str, Rows]]:
     """Yields the rows of each family, with its name."""
-    names = dict.fromkeys(plain_of(row).part["row"]["family"] for row in rows.values())
-    for family in names:
-        yield (
-            family,
-            {n: row for n, row in rows.items() if plain_of(row).part["row"]["family"] == family},
-        )
+    of_families: dict[str, dict[str, Mapping[str, Cell]]] = {}
+    for name, row in rows.items():
+        of_families.setdefault(plain_of(row).part["row"]["family"], {})[name] = row
+    yield from of_families.items()
 
 
 def columns_of(rows: Rows) -> dict[str, str]:
@@ -124,13 +122,13 @@ def glance(rows: Rows) -> list[str]:
     """Returns the table of a family: a row for each regime, a column for each method."""
     columns = columns_of(rows)
     plain = next(plain_of(row) for row in rows.values())
-    table = [("", plain.part["method"], *columns.values())]
+    table = [("", "measure", plain.part["method"], *columns.values())]
     for name, row in rows.items():
         plain = plain_of(row)
         about = plain.part["row"]
         shown = [gain(row[method]) if method in row else "–" for method in columns]
-        value = f"{about['measure']['label']} {spread(plain)}"
-        table.append((f'<a id="{name}"></a>[{about["label"]}](#{name}-cells)', value, *shown))
+        label = f'<a id="{name}"></a>[{about["label"]}](#{name}-cells)'
+        table.append((label, about["measure"]["label"], spread(plain), *shown))
     return markdown(table)
 
 
