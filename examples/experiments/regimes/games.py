@@ -101,7 +101,7 @@ def regimes() -> list[Regime]:
     """Returns the regimes of games."""
     return [
         regime("game", "Bilinear game", batch_size=None),
-        regime("noisy_game", "Bilinear game, noisy gradients", batch_size=BATCH),
+        regime("noisy_game", "Bilinear game, noisy", batch_size=BATCH),
     ]
 
 

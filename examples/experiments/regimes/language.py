@@ -37,7 +37,7 @@ BASE = Config(
 )
 WINDOW, WIDTH, HEADS = 32, 32, 2
 STEPS = 400
-RATES = tuple(1e-3 * 2**n for n in range(6))
+RATES = tuple(1e-3 * 2**n for n in range(7))
 METHODS: Mapping[str, Method] = {
     "adamw": Method("Plain", settings(momentum=(0.8, 0.9, 0.95, 0.98))),
     **{name: method for name, method in AROUND_SGD.items() if name != "sgd"},
@@ -53,8 +53,8 @@ LOSS = Measure("test loss in nats per character", worst=10.0, form=".4f")
 def regimes() -> list[Regime]:
     """Returns the regimes of the language model."""
     return [
-        regime("language", "Constant learning rate", "none"),
-        regime("language_decayed", "Decayed learning rate", "cosine"),
+        regime("language", "Language model, constant rate", "none"),
+        regime("language_decayed", "Language model, decayed rate", "cosine"),
     ]
 
 
@@ -73,7 +73,7 @@ def regime(name: str, label: str, annealing: str) -> Regime:
         ("momentum",),
         TUNING_SEEDS[:2],
         note=f"A transformer of one block of width {WIDTH}, AdamW, {BASE.batch_size} windows of "
-        f"{WINDOW} characters a step; two tuning seeds.",
+        f"{WINDOW} characters a step. Two tuning seeds.",
     )
 
 

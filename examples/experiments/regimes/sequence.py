@@ -75,8 +75,8 @@ def regimes(dataset: Dataset) -> list[Regime]:
         what = f"must have classes for tasks of {CLASSES}, got {dataset.classes}"
         raise SettingError("dataset", what)
     return [
-        regime(dataset, "tasks", "The network is told the task", is_told=True),
-        regime(dataset, "classes", "It chooses among all classes", is_told=False),
+        regime(dataset, "tasks_told", "Tasks in sequence, told which", is_told=True),
+        regime(dataset, "tasks_not_told", "Tasks in sequence, not told", is_told=False),
     ]
 
 
@@ -98,7 +98,8 @@ def regime(dataset: Dataset, name: str, label: str, *, is_told: bool) -> Regime:
         ("momentum",),
         TUNING_SEEDS[:5],
         note=f"{tasks} tasks of {CLASSES} classes, {STEPS} steps each at a constant learning "
-        "rate, and all are tested at the end; five tuning seeds.",
+        "rate, and all are tested at the end. The network chooses among "
+        f"{'the classes of the task' if is_told else 'all classes'}. Five tuning seeds.",
     )
 
 
