@@ -177,8 +177,9 @@ def test_the_stages_of_slrla_are_the_tasks(tasks):
 
 
 def test_classes_must_make_whole_tasks(digits):
-    with pytest.raises(SettingError, match="must have classes for tasks of 2, got 9"):
-        sequence.regimes(replace(digits, classes=9))
+    for classes in (2, 9, 20):
+        with pytest.raises(SettingError, match=f"for 2 to 9 tasks of 2, got {classes} classes"):
+            sequence.regimes(replace(digits, classes=classes))
 
 
 # The language model

@@ -71,8 +71,12 @@ def regimes(dataset: Dataset) -> list[Regime]:
     Raises:
       SettingError: if its classes cannot be divided into tasks.
     """
-    if dataset.classes % CLASSES:
-        what = f"must have classes for tasks of {CLASSES}, got {dataset.classes}"
+    tasks, rest = divmod(dataset.classes, CLASSES)
+    most = Tasks.train_images // (2 * supervised.BASE.batch_size)
+    if rest or not 2 <= tasks <= most:
+        what = (
+            f"must have classes for 2 to {most} tasks of {CLASSES}, got {dataset.classes} classes"
+        )
         raise SettingError("dataset", what)
     return [
         regime(dataset, "tasks_told", "Tasks in sequence, told which", is_told=True),
