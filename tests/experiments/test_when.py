@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,10 @@ from experiments.schedules import Stages
 from flax import nnx
 from scipy import stats
 
+import slrla_jax
+
+RESULTS = Path(when.__file__).parent / "results" / "when"
+DOCS = Path(slrla_jax.__file__).parent.parent / "docs"
 RATES = (0.25, 0.5, 1.0, 2.0)
 METHODS = {
     "plain": Method("Plain", [{"decay": 0.0}, {"decay": 0.5}]),
@@ -203,6 +209,23 @@ def test_three_tenths_of_the_training_labels_are_flipped_and_no_other(problem):
     assert not np.array_equal(draw.labels, problem.draw(4, held_out=True).labels)
 
 
+# The published map
+
+
+def test_the_momentum_of_the_regimes_is_the_best_of_the_first():
+    parts = json.loads((RESULTS / "results.json").read_text())["parts"]
+    assert parts["decayed/sgd"]["chosen"]["momentum"] == supervised.BASE.momentum
+
+
+def test_each_advice_has_its_row():
+    table = (RESULTS / "table.md").read_text()
+    pages = [DOCS / "choosing.md", DOCS.parent / "README.md", RESULTS / "README.md"]
+    links = [re.findall(r"table\.md#([\w.-]+)", page.read_text()) for page in pages]
+    assert len(links[0]) > 10
+    for anchor in itertools.chain(*links):
+        assert f'<a id="{anchor}"></a>' in table
+
+
 # The program
 
 
@@ -240,9 +263,9 @@ def test_a_resumed_map_is_that_of_one_go(two_regimes, tmp_path, capsys):
     assert len(two_regimes) == before > whole
     assert "2 comparisons" in capsys.readouterr().out
     rows = rows_of(json.loads((tmp_path / "whole" / "results.json").read_text()))
-    p = verdicts.holm([row["other"].comparison.p for row in rows.values()])
-    assert [row["other"].adjusted for row in rows.values()] == list(p)
-    assert [row["other"].verdict for row in rows.values()] == ["helps", "helps"]
+    p = verdicts.holm([row.others["other"].comparison.p for row in rows])
+    assert [row.others["other"].adjusted for row in rows] == list(p)
+    assert [row.others["other"].verdict for row in rows] == ["helps", "helps"]
     assert (tmp_path / "whole" / "map.png").stat().st_size > 5_000
     assert when.main([*root, "whole", "--seeds", "5"]) == 1
 

@@ -166,23 +166,24 @@ def cell(regime: Regime, method: str, seeds: Sequence[int]) -> dict[str, Any]:
     """Computes a cell; returns what `results.json` has of it.
 
     Returns:
-      `row`, what the tables say of the regime; `method`, its label; `chosen`, the settings;
-      `at_edge`, whether their learning rate is; `values`, of each fresh seed on the test data;
-      `diverged`, the seeds from which the method does; `gradients`, of a run; `candidates`, how
-      many settings were tried; and `tuning`, the best mean with each learning rate and with each
-      of the own settings.
+      `row`, of the plain method only: what the tables say of the regime, and its grid; `method`,
+      its label; `chosen`, the settings; `at_edge`, whether their learning rate is; `values`, of
+      each fresh seed on the test data; `diverged`, the seeds from which the method does;
+      `gradients`, of a run; `candidates`, how many settings were tried; and `tuning`, the best
+      mean with each learning rate and with each of the own settings.
     """
     is_plain = method == regime.plain
     tuning = regime.chosen_for_plain if is_plain else tune(regime, method)
     values, diverged = measured(regime, method, [tuning.chosen], seeds, held_out=False)
+    row = {
+        "label": regime.label,
+        "family": regime.family,
+        "measure": regime.measure._asdict(),
+        "note": regime.note,
+        "learning_rates": list(regime.rates),
+    }
     return {
-        "row": {
-            "label": regime.label,
-            "family": regime.family,
-            "plain": regime.plain,
-            "measure": regime.measure._asdict(),
-            "note": regime.note,
-        },
+        **({"row": row} if is_plain else {}),
         "method": regime.methods[method].label,
         "chosen": dict(tuning.chosen),
         "at_edge": tuning.at_edge,
@@ -199,7 +200,6 @@ def summary(regime: Regime, method: str, tuning: Tuning) -> dict[str, Any]:
     grid = tuning.means.reshape(len(regime.methods[method].own), -1)
     best = np.min if regime.measure.lower_is_better else np.max
     return {
-        "learning_rates": list(regime.rates),
         "by_learning_rate": rounded(best(grid, axis=0)),
         "by_own_setting": rounded(best(grid, axis=1)),
     }

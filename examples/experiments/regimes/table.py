@@ -1,6 +1,6 @@
 """The map in Markdown: what helps where at a glance, and below it everything that it is made of."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,23 +16,14 @@ class Cell(NamedTuple):
     """A cell of the map.
 
     Attributes:
-      regime: the name of its regime.
-      method: the name of its method.
       part: what was measured, as `engine.cell` returns it.
       comparison: of its gains with the plain method; None of the plain method itself.
       adjusted: the p-value, adjusted for all comparisons of the map.
     """
 
-    regime: str
-    method: str
     part: Settings
     comparison: Comparison | None = None
     adjusted: float = 1.0
-
-    @property
-    def measure(self) -> Measure:
-        """What the regime is measured by."""
-        return Measure(**self.part["row"]["measure"])
 
     @property
     def verdict(self) -> str:
@@ -45,56 +36,80 @@ class Cell(NamedTuple):
         return np.array(self.part["values"])
 
 
-Rows = Mapping[str, Mapping[str, Cell]]  # Of regimes and methods by their names.
+class Row(NamedTuple):
+    """A regime.
+
+    Attributes:
+      name: its name.
+      plain: the cell of the plain method.
+      others: those that are compared with it, by the methods' names.
+    """
+
+    name: str
+    plain: Cell
+    others: Mapping[str, Cell]
+
+    @property
+    def about(self) -> Settings:
+        """What the tables say of the regime."""
+        return self.plain.part["row"]
+
+    @property
+    def measure(self) -> Measure:
+        """What the regime is measured by."""
+        return Measure(**self.about["measure"])
 
 
-def rows_of(results: Settings) -> Rows:
-    """Returns the cells of the regimes in which there is a comparison."""
-    rows: dict[str, dict[str, Cell]] = {}
+def rows_of(results: Settings) -> list[Row]:
+    """Returns the regimes in which there is something to compare."""
+    regimes: dict[str, dict[str, Cell]] = {}
     for name, part in results["parts"].items():
         regime, method = name.split("/")
-        rows.setdefault(regime, {})[method] = Cell(regime, method, part)
-    rows = {name: row for name, row in rows.items() if len(row) > 1 and plain_of(row)}
-    compared = [
-        cell._replace(comparison=compare(cell.measure.gain(plain_of(row).values, cell.values)))
-        for row in rows.values()
-        for cell in row.values()
-        if cell is not plain_of(row)
-    ]
-    adjusted = holm([cell.comparison.p for cell in compared])
-    for cell, p in zip(compared, adjusted, strict=True):
-        rows[cell.regime][cell.method] = cell._replace(adjusted=float(p))
-    return rows
+        regimes.setdefault(regime, {})[method] = Cell(part)
+    rows = []
+    for name, cells in regimes.items():
+        plain = next((method for method, cell in cells.items() if "row" in cell.part), None)
+        if plain is not None and len(cells) > 1:
+            rows.append(Row(name, cells.pop(plain), cells))
+    return with_verdicts(rows)
 
 
-def plain_of(row: Mapping[str, Cell]) -> Cell | None:
-    """Returns the cell that the others of a row are compared with; None if it is not there."""
-    first = next(iter(row.values()))
-    return row.get(first.part["row"]["plain"])
-
-
-def families(rows: Rows) -> Iterator[tuple[str, Rows]]:
-    """Yields the rows of each family, with its name."""
-    of_families: dict[str, dict[str, Mapping[str, Cell]]] = {}
-    for name, row in rows.items():
-        of_families.setdefault(plain_of(row).part["row"]["family"], {})[name] = row
-    yield from of_families.items()
-
-
-def columns_of(rows: Rows) -> dict[str, str]:
-    """Returns the labels of all methods in rows but the plain ones, by their names."""
-    return {
-        cell.method: cell.part["method"]
-        for row in rows.values()
-        for cell in row.values()
-        if cell.comparison
+def with_verdicts(rows: Sequence[Row]) -> list[Row]:
+    """Compares all cells with the plain ones, their number being that of the comparisons."""
+    found = {
+        (row.name, method): compare(row.measure.gain(row.plain.values, cell.values))
+        for row in rows
+        for method, cell in row.others.items()
     }
+    adjusted = dict(zip(found, holm([one.p for one in found.values()]), strict=True))
+    return [
+        row._replace(
+            others={
+                method: Cell(cell.part, found[row.name, method], float(adjusted[row.name, method]))
+                for method, cell in row.others.items()
+            }
+        )
+        for row in rows
+    ]
+
+
+def families(rows: Sequence[Row]) -> Mapping[str, Sequence[Row]]:
+    """Returns the rows of each family, by its name."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.about["family"], []).append(row)
+    return found
+
+
+def columns_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Returns the labels of all methods that are compared in rows, by their names."""
+    return {method: cell.part["method"] for row in rows for method, cell in row.others.items()}
 
 
 def page(results: Settings) -> str:
     """Returns the text of `table.md`."""
     rows = rows_of(results)
-    seeds, compared = len(results["seeds"]), sum(1 for _ in comparisons(rows))
+    seeds, compared = len(results["seeds"]), sum(len(row.others) for row in rows)
     lines = [
         "# When does it help?",
         "",
@@ -105,36 +120,29 @@ def page(results: Settings) -> str:
         f"{compared} comparisons on this page; where ≈ stands, a difference within the interval "
         "may have been missed.",
     ]
-    for family, mine in families(rows):
+    for family, mine in families(rows).items():
         lines += ["", f"## {family}", "", *glance(mine)]
     lines += ["", "![the map](map.png)", "", *protocol(results)]
-    for row in rows.values():
+    for row in rows:
         lines += ["", *detail(row)]
     return "\n".join([*lines, "", provenance(results), ""])
 
 
-def comparisons(rows: Rows) -> Iterator[Cell]:
-    """Yields the cells that are compared with a plain method."""
-    yield from (cell for row in rows.values() for cell in row.values() if cell.comparison)
-
-
-def glance(rows: Rows) -> list[str]:
+def glance(rows: Sequence[Row]) -> list[str]:
     """Returns the table of a family: a row for each regime, a column for each method."""
     columns = columns_of(rows)
-    plain = next(plain_of(row) for row in rows.values())
-    table = [("", "measure", plain.part["method"], *columns.values())]
-    for name, row in rows.items():
-        plain = plain_of(row)
-        about = plain.part["row"]
-        shown = [gain(row[method]) if method in row else "–" for method in columns]
-        label = f'<a id="{name}"></a>[{about["label"]}](#{name}-cells)'
-        table.append((label, about["measure"]["label"], spread(plain), *shown))
+    table = [("", "measure", rows[0].plain.part["method"], *columns.values())]
+    for row in rows:
+        label = f'<a id="{row.name}"></a>[{row.about["label"]}](#{row.name}-cells)'
+        others = (row.others.get(method) for method in columns)
+        shown = [gain(cell, row.measure.form) if cell else "–" for cell in others]
+        table.append((label, row.measure.label, spread(row.plain, row.measure.form), *shown))
     return markdown(table)
 
 
-def gain(cell: Cell) -> str:
+def gain(cell: Cell, form: str) -> str:
     """Writes verdict, gain and interval of a cell."""
-    form, found = cell.measure.form, cell.comparison
+    found = cell.comparison
     word = "≈" if cell.verdict == ALIKE else f"**{cell.verdict}**"
     lost = f", {len(cell.part['diverged'])} diverge" if cell.part["diverged"] else ""
     return f"{word} {signed(found.mean, form)} ± {found.half_width:{form}}{lost}"
@@ -145,15 +153,9 @@ def signed(value: float, form: str) -> str:
     return f"{value:+{form}}".replace("-", "−")
 
 
-def spread(cell: Cell) -> str:
+def spread(cell: Cell, form: str) -> str:
     """Writes mean ± standard deviation of the measure."""
-    form = cell.measure.form
     return f"{cell.values.mean():{form}} ± {cell.values.std(ddof=1):{form}}"
-
-
-def worst(cell: Cell) -> float:
-    """Returns the worst value of any seed."""
-    return cell.values.max() if cell.measure.lower_is_better else cell.values.min()
 
 
 def protocol(results: Settings) -> list[str]:
@@ -172,36 +174,36 @@ def protocol(results: Settings) -> list[str]:
     ]
 
 
-def detail(row: Mapping[str, Cell]) -> list[str]:
+def detail(row: Row) -> list[str]:
     """Returns the table of a regime: a row for each method."""
-    plain = plain_of(row)
-    about = plain.part["row"]
-    header = ("chosen of", "chosen", "at the edge", about["measure"]["label"], "worst", "gain")
-    table = [("", *header, "wins", "p", "adjusted", "diverged", "seconds")]
-    for cell in row.values():
+    form = row.measure.form
+    worst = max if row.measure.lower_is_better else min
+    header = ("chosen of", "chosen", "at the edge", row.measure.label, "worst", "gain", "wins")
+    table = [("", *header, "p", "adjusted", "diverged", "seconds")]
+    for cell in (row.plain, *row.others.values()):
         part, found = cell.part, cell.comparison
         compared = ("", "", "", "")
         if found:
             wins = f"{found.wins:g} of {len(cell.values)}"
-            compared = (gain(cell), wins, f"{found.p:.1g}", f"{cell.adjusted:.1g}")
+            compared = (gain(cell, form), wins, f"{found.p:.1g}", f"{cell.adjusted:.1g}")
         table.append(
             (
                 part["method"],
                 f"{part['candidates']}",
                 in_words(part["chosen"]),
                 "yes" if part["at_edge"] else "no",
-                spread(cell),
-                f"{worst(cell):{cell.measure.form}}",
+                spread(cell, form),
+                f"{worst(part['values']):{form}}",
                 *compared,
                 f"{len(part['diverged'])}",
                 f"{part['seconds']:.0f}",
             )
         )
-    note = [about["note"], ""] if about["note"] else []
+    note = [row.about["note"], ""] if row.about["note"] else []
     return [
-        f'### <a id="{plain.regime}-cells"></a>{about["label"]}',
+        f'### <a id="{row.name}-cells"></a>{row.about["label"]}',
         "",
-        f"{plain.part['gradients']:,} gradients in each run.",
+        f"{row.plain.part['gradients']:,} gradients in each run.",
         "",
         *note,
         *markdown(table),
