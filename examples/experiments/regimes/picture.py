@@ -45,7 +45,7 @@ def grid(axes: Axes, rows: Sequence[Row]) -> AxesImage:
     for y, row in enumerate(rows):
         for x, method in enumerate(columns):
             if method in row.others:
-                cell, dark = row.others[method], abs(effects[y, x]) > 0.75 * LIMIT
+                cell, dark = row.others[method], abs(effects[y, x]) > 0.5 * LIMIT
                 sure = cell.verdict != ALIKE
                 look = {"color": "white" if dark else "black" if sure else "0.35", "fontsize": 9}
                 look |= {"weight": "bold" if sure else "normal", "ha": "center", "va": "center"}

@@ -149,8 +149,8 @@ def gain(cell: Cell, form: str) -> str:
 
 
 def signed(value: float, form: str) -> str:
-    """Writes a number with its sign."""
-    return f"{value:+{form}}".replace("-", "−")
+    """Writes a number with its sign; what is rounded to zero has a plus."""
+    return f"{value:+z{form}}".replace("-", "−")
 
 
 def spread(cell: Cell, form: str) -> str:
