@@ -226,6 +226,22 @@ def test_each_advice_has_its_row():
         assert f'<a id="{anchor}"></a>' in table
 
 
+AVERAGES = {"ema", "primal_averaging"}
+HELPED = {
+    **{name: set() for name in ("decayed", "batch_8", "batch_128", "few_samples", "flipped")},
+    "constant": AVERAGES,
+    "flipped_constant": AVERAGES | {"schedule_free", "multilayer_lookahead"},
+    "too_large": set(supervised.METHODS) - {"sgd", "snoo"},
+}
+
+
+@pytest.mark.parametrize("name", HELPED)
+def test_what_helps_is_what_the_pages_say(name):
+    rows = rows_of(json.loads((RESULTS / "results.json").read_text()))
+    (row,) = [row for row in rows if row.name == name]
+    assert {m for m, cell in row.others.items() if cell.verdict == "helps"} == HELPED[name]
+
+
 # The program
 
 
