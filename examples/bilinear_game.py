@@ -113,7 +113,7 @@ def play(args: Namespace, settings: Settings, seeds: Sequence[int]) -> dict[str,
         mean = samples.mean()
         equilibrium = mean.equilibrium()
         starts = {
-            player: w + np.stack([start(seed, n, args.size) for seed in seeds])
+            player: w + np.stack([games.start(seed, n, args.size) for seed in seeds])
             for n, (player, w) in enumerate(equilibrium.items())
         }
         keys = jax.numpy.stack([jax.random.key(seed) for seed in seeds])
@@ -150,11 +150,6 @@ def measured_rate(distances: np.ndarray, cycle: int) -> float | None:
 def rounded(distances: np.ndarray) -> list[list[float]]:
     """Returns distances with four digits, which is all that a picture needs."""
     return [[float(f"{distance:.3e}") for distance in line] for line in distances]
-
-
-def start(seed: int, player: int, size: int) -> np.ndarray:
-    """Returns where a player begins, relative to the equilibrium, at a distance of about 1."""
-    return np.random.default_rng((seed, player)).normal(size=size) / np.sqrt(2 * size)
 
 
 def svd(game: Bilinear) -> np.ndarray:

@@ -34,7 +34,14 @@ from experiments.run import Run, evaluated_weights, run_of
 from experiments.schedules import Stages
 from experiments.signals import Stop
 from experiments.steps import Model, State, init_state
-from experiments.studies.sequential import Task, average_accuracy, forgetting, split_classes
+from experiments.studies.sequential import (
+    Task,
+    Told,
+    among,
+    average_accuracy,
+    forgetting,
+    split_classes,
+)
 from experiments.train import Epoch, OnStep
 from flax import nnx
 
@@ -47,7 +54,6 @@ NOTE = (
     "Accuracy in %, of each task when it has been learnt, and of all tasks at the end; forgetting "
     "in points"
 )
-NEVER = -1e9  # A logit of classes that are out of the question.
 
 
 class Weights(NamedTuple):
@@ -58,27 +64,8 @@ class Weights(NamedTuple):
 
     def told(self, task: Task) -> "Weights":
         """Returns the same for a network that is told to choose among a task's classes."""
-        among = np.full_like(self.stats["among"], NEVER)
-        among[list(task.classes)] = 0
-        return Weights(self.params, self.stats | {"among": jnp.asarray(among)})
-
-
-class Told(nnx.Module):
-    """A network that is told among which classes to choose.
-
-    Attributes:
-      network: the network.
-      among: is added to its logits: 0 for these classes, a large negative number for others. It
-        is stored beside the params, and may change without another compilation.
-    """
-
-    def __init__(self, make: Callable[..., nnx.Module], classes: int, *, rngs: nnx.Rngs):
-        self.network = make(rngs=rngs)
-        self.among = nnx.Variable(jnp.zeros(classes))
-
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Images of shape (batch, height, width, channels) to logits (batch, classes)."""
-        return self.network(images, train=train) + self.among[...]
+        classes = len(self.stats["among"])
+        return Weights(self.params, self.stats | {"among": among(task.classes, classes)})
 
 
 def make_parser() -> Parser:

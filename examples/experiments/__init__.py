@@ -12,6 +12,7 @@ pretrained.py   timm's weights for a network to begin with
 configs/        recipes
 robustness.py   methods × b0, as entries, table and picture
 parts.py        studies whose runs are one compiled program
+regimes/        the map of when a method helps: regimes × methods, tuned alike
 studies/        sharpness, noise on the weights, tasks in sequence, many settings at once, games
 theory/         the theorems on Lookahead: problems with known optima, runs, fits
 """

@@ -112,7 +112,12 @@ def read_json(path: Path) -> Settings:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file as a whole, so that a killed process leaves the one before."""
+    """Writes a JSON file as a whole, so that a killed process leaves the one before.
+
+    A list of numbers is on one line.
+    """
     whole = path.with_name(f"{path.name}.new")
-    whole.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    text = re.sub(r'\[\n([^][{}"]*)\n *\]', lambda found: f"[{' '.join(found[1].split())}]", text)
+    whole.write_text(f"{text}\n", encoding="utf-8")
     os.replace(whole, path)

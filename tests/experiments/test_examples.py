@@ -34,7 +34,7 @@ PACKAGE = Path(slrla_jax.__file__).parent.parent
 PROGRAMS = (
     *("ablations", "bilinear_game", "compare", "example_cifar", "fine_tuning", "gan"),
     *("linear_convergence", "main", "noisy_weights", "policy_gradient", "reproduce"),
-    *("sequential", "sharpness", "text_classifier", "theory", "train"),
+    *("sequential", "sharpness", "text_classifier", "theory", "train", "when"),
 )
 TINY = ["--network", "softmax", "--epochs", "2", "--seeds", "2"]
 

@@ -12,6 +12,7 @@ import linear_convergence
 import policy_gradient
 import pytest
 import theory
+from experiments.regimes import table
 from experiments.report import TRAINING, page
 from experiments.robustness import table_over_b0
 
@@ -29,6 +30,7 @@ PAGES = {
     "robustness/fine_tuning_vit/pretraining": partial(page, columns=TRAINING),
     "robustness/fine_tuning_cnn": partial(over_b0, pictures=["fine_tuning.png"]),
     "robustness/fine_tuning_vit": partial(over_b0, pictures=["fine_tuning.png"]),
+    "when": table.page,
     "robustness/text_classifier": partial(over_b0, pictures=["text_classifier.png"]),
     "theory": theory.page,
 }

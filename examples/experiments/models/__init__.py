@@ -28,13 +28,22 @@ from flax import nnx
 
 from experiments.models.lstm import LSTM
 from experiments.models.resnet import resnet10, resnet12, resnet18, resnet34, resnet50
-from experiments.models.small import ResNet, SmallVGG, SoftmaxRegression
+from experiments.models.small import MLP, ResNet, SmallVGG, SoftmaxRegression
 from experiments.models.transformer import Transformer
 from experiments.models.vgg import vgg11, vgg16, vgg16_bn, vgg19
 from experiments.models.vision_transformer import small_vit, vit_s16
 from experiments.models.wide_resnet import WideResNet
 
-__all__ = ["LSTM", "NETWORKS", "OF_TEXT", "ResNet", "SmallVGG", "SoftmaxRegression", "Transformer"]
+__all__ = [
+    "LSTM",
+    "MLP",
+    "NETWORKS",
+    "OF_TEXT",
+    "ResNet",
+    "SmallVGG",
+    "SoftmaxRegression",
+    "Transformer",
+]
 
 # Those that read text; the others see images.
 OF_TEXT = ("transformer", "lstm")
@@ -45,6 +54,7 @@ NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "narrow_resnet": partial(ResNet, widths=(8, 16, 32), stride=2),
     "narrow_vgg": partial(SmallVGG, widths=(8, 16, 32), depths=(1, 1, 2)),
     "softmax": SoftmaxRegression,
+    "mlp": MLP,
     "small_vit": small_vit,
     "transformer": Transformer,
     "lstm": LSTM,

@@ -131,6 +131,27 @@ class SoftmaxRegression(nnx.Module):
         return self.head(x.reshape(len(x), -1))
 
 
+class MLP(nnx.Module):
+    """A multilayer perceptron: one hidden layer of `width` rectified units on the pixels."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        classes: int,
+        *,
+        dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs,
+        width: int = 64,
+    ):
+        self.hidden = nnx.Linear(math.prod(image_shape), width, dtype=dtype, rngs=rngs)
+        self.head = head(width, classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Images of shape (batch, height, width, channels) to logits (batch, classes)."""
+        del train
+        return self.head(nnx.relu(self.hidden(x.reshape(len(x), -1))))
+
+
 def _same_conv(
     inputs: int,
     outputs: int,

@@ -85,6 +85,11 @@ def samples_of_a_game(
     )
 
 
+def start(seed: int, player: int, size: int) -> np.ndarray:
+    """Returns where a player begins, relative to the equilibrium, at a distance of about 1."""
+    return np.random.default_rng((seed, player)).normal(size=size) / np.sqrt(2 * size)
+
+
 # The methods, as transformations and as matrices.
 
 
@@ -262,7 +267,41 @@ def distances(
       The distance ‖w − w*‖ of the slow weights, where there are any, before the first step and
       after each; of shape (seeds, steps + 1).
     """
-    tx, whole = method.make(settings), games.mean()
+    tx = method.make(settings)
+    evaluated = slow_params if method.layers != 0 else lambda state, w: w
+
+    def play(start: Weights, key: jax.Array) -> jax.Array:
+        return path(tx, evaluated, games, equilibrium, start, key, steps, batch_size)
+
+    return jax.vmap(play)(starts, keys)
+
+
+def path(
+    tx: optax.GradientTransformation,
+    evaluated: Callable[[optax.OptState, Weights], Weights],
+    games: Bilinear,
+    equilibrium: Weights,
+    start: Weights,
+    key: jax.Array,
+    steps: int,
+    batch_size: int | None,
+) -> jax.Array:
+    """Plays once.
+
+    Args:
+      tx: steps of both players.
+      evaluated: reads the weights whose distance counts from the state of `tx` and the weights.
+      games: see `distances`, as for the other arguments.
+      equilibrium: likewise.
+      start: the weights to begin with.
+      key: random key of the batches.
+      steps: likewise.
+      batch_size: likewise.
+
+    Returns:
+      The distance before the first step and after each; of shape (steps + 1,).
+    """
+    tx, whole = optax.with_extra_args_support(tx), games.mean()
 
     def distance(w: Weights) -> jax.Array:
         apart = [w[player] - equilibrium[player] for player in ("x", "y")]
@@ -274,17 +313,12 @@ def distances(
         if batch_size is not None:
             chosen = jax.random.randint(key, (batch_size,), 0, len(games.b))
             game = Bilinear(*(part[chosen] for part in games)).mean()
-        updates, state = optax.with_extra_args_support(tx).update(
-            game.gradients(w), state, w, grad_fn=game.gradients
-        )
+        updates, state = tx.update(game.gradients(w), state, w, grad_fn=game.gradients)
         w = optax.apply_updates(w, updates)
-        return (w, state), distance(slow_params(state, w) if method.layers != 0 else w)
+        return (w, state), distance(evaluated(state, w))
 
-    def play(w: Weights, key: jax.Array) -> jax.Array:
-        _, after = jax.lax.scan(step, (w, tx.init(w)), jax.random.split(key, steps))
-        return jnp.append(distance(w), after)
-
-    return jax.vmap(play)(starts, keys)
+    _, after = jax.lax.scan(step, (start, tx.init(start)), jax.random.split(key, steps))
+    return jnp.append(distance(start), after)
 
 
 def measured_rate(distances: np.ndarray, cycle: int, floor: float = 1e-10) -> float:

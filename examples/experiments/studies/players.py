@@ -1,12 +1,15 @@
 """How several players step: one after the other, or with the gradients of a step ahead.
 
 Both are transformations of one tree of params, with an entry for each player, and ask for further
-gradients by `grad_fn`, so that a Lookahead around them is around all players.
+gradients by `grad_fn`, so that a Lookahead around them is around all players. What games were
+played with before is here as well: the average of all weights that the players have had.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 Weights = dict[str, Any]
@@ -68,3 +71,35 @@ def extragradient(inner: optax.GradientTransformation) -> optax.GradientTransfor
         return inner.update(grad_fn(optax.apply_updates(params, ahead), 1), state, params)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+class AverageState(NamedTuple):
+    """State of the steps, the average of the weights after each, and their number."""
+
+    inner_state: optax.OptState
+    average: Weights
+    count: jax.Array
+
+
+def averaging(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The steps of `inner`, and beside them the mean of the weights after each.
+
+        w ← A(w);  a ← a + (w − a) / t  in step t = 1, 2, …
+
+    Bruck, On the weak convergence of an ergodic iteration for the solution of variational
+    inequalities for monotone operators in Hilbert space, 1977.
+    """
+
+    def init(params: Weights) -> AverageState:
+        return AverageState(inner.init(params), params, jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Weights, state: AverageState, params: Weights | None = None
+    ) -> tuple[Weights, AverageState]:
+        updates, inner_state = inner.update(updates, state.inner_state, params)
+        count = state.count + 1
+        moved = optax.apply_updates(params, updates)
+        average = jax.tree.map(lambda a, w: a + (w - a) / count, state.average, moved)
+        return updates, AverageState(inner_state, average, count)
+
+    return optax.GradientTransformation(init, update)

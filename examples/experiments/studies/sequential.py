@@ -6,10 +6,16 @@
 The matrix R has the accuracies: R[i, j] after task i on task j.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+
+NEVER = -1e9  # A logit of classes that are out of the question.
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,29 @@ def split_classes(dataset: Any, classes_per_task: int = 2) -> list[Task]:
         )
         tasks.append(Task(part, classes))
     return tasks
+
+
+class Told(nnx.Module):
+    """A network that is told among which classes to choose.
+
+    Attributes:
+      network: the network.
+      among: is added to its logits: 0 for these classes, a large negative number for others. It
+        is stored beside the params, and may change without another compilation.
+    """
+
+    def __init__(self, make: Callable[..., nnx.Module], classes: int, *, rngs: nnx.Rngs):
+        self.network = make(rngs=rngs)
+        self.among = nnx.Variable(jnp.zeros(classes))
+
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Images of shape (batch, height, width, channels) to logits (batch, classes)."""
+        return self.network(images, train=train) + self.among[...]
+
+
+def among(chosen: Sequence[int], classes: int) -> jax.Array:
+    """Returns what a network is told that is to choose among some of the classes."""
+    return jnp.where(jnp.isin(jnp.arange(classes), jnp.asarray(chosen)), 0.0, NEVER)
 
 
 def average_accuracy(matrix: np.ndarray) -> float:
