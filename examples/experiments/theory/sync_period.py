@@ -101,8 +101,8 @@ def measure(case: Case, data_sets: int, steps: int) -> dict[str, Any]:
       steps: kT, of which are taken as many as there are in whole cycles of every k.
 
     Returns:
-      `text`, the problem; both errors, of shape (α, k), of `alphas` and `periods`; `bounds`, what
-      is predicted for them but for a factor; and `fits`.
+      `text`, the problem; both errors over those with k = 1, of shape (α, k), of `alphas` and
+      `periods`; `bounds`, what is predicted for them but for a factor; and `fits`.
     """
     problem, steps = case.make(), steps - steps % int(PERIODS[-1])
     data = runs.draw(problem, data_sets, case.samples, steps)
@@ -118,7 +118,10 @@ def measure(case: Case, data_sets: int, steps: int) -> dict[str, Any]:
         "text": f"{problem.text}; n = {case.samples}, kT = {steps:,}",
         "alphas": ALPHAS,
         "periods": PERIODS,
-        **{name: fits.interval(np.asarray, e) for name, e in errors._asdict().items()},
+        **{
+            name: fits.interval(lambda mean: mean / mean[:, :1], e)
+            for name, e in errors._asdict().items()
+        },
         "bounds": bounds,
         "fits": rows,
     }
@@ -148,15 +151,22 @@ def slopes(curves: np.ndarray) -> np.ndarray:
 def draw(part: dict[str, Any], title: str, path: Path) -> None:
     """Draws both errors over k, with the theorem's expressions through the first fitted point."""
     periods, first = np.array(part["periods"]), int(FITTED.argmax())
-    with figures.picture(path, (11, 4.8), title, dpi=80) as figure:
+    with figures.picture(path, (12, 4.6), title, dpi=80) as figure:
         for axes, name in zip(figure.subplots(1, 2), runs.Errors._fields, strict=True):
             for n, (alpha, look) in enumerate(figures.styles(part["alphas"])):
-                label = plots.fitted(part, f"{name} error against k, α = {alpha:g}")
+                what = f"{name} error against k, α = {alpha:g}"
+                row = next(row for row in part["fits"] if row["what"] == what)
+                exponents = plots.number(row["predicted"]), plots.number(row["value"])
                 mine = {bound: np.array(values)[n] for bound, values in part[name].items()}
-                plots.curve(axes, periods, mine, **look | {"label": f"α = {alpha:g}:{label}"})
-                bound = np.array(part["bounds"][name][n])
-                scaled = mine["value"][first] * bound / bound[first]
-                axes.plot(periods[FITTED], scaled[FITTED], color="0.2", linestyle=":", zorder=9)
-            axes.set(title=f"{name.capitalize()} error", xlabel="k", xscale="log", yscale="log")
+                label = f"α = {alpha:g}: {', '.join(exponents)}"
+                plots.curve(axes, periods, mine, **look | {"label": label})
+                bound = np.array(part["bounds"][name][n])[FITTED]
+                line = mine["value"][first] * bound / bound[0]
+                axes.plot(periods[FITTED], line, color=look["color"], linestyle=":", linewidth=1.2)
+            axes.set(xlabel="k", xscale="log", title=f"{name.capitalize()} error")
+            axes.set_ylabel("over that with k = 1")
+            axes.legend(
+                fontsize=8, title="exponent of k: predicted (dotted), fitted", title_fontsize=8
+            )
             plots.ticks(axes, periods)
-            axes.legend(fontsize=8, title="exponent of k, in brackets the predicted one")
+        figure.axes[0].set(yscale="log")
