@@ -115,13 +115,13 @@ def measure(case: Case, data_sets: int, steps: int) -> dict[str, Any]:
     rows = []
     for name, of_run in found.items():
         rows += [*of_promise(name, of_run), *of_average(name, of_run)]
-    at_end = {f"average, {name}": of_run[AVERAGE][-1] for name, of_run in found.items()}
-    of_sgd = at_end.pop(f"average, {SGD}")
-    at_end["last iterate, SGD with η = 1/(λt)"] = setup.lookahead(1.0)[-1]
+    at_end = {name: of_run[AVERAGE][-1] for name, of_run in found.items()}
+    of_sgd = at_end.pop(SGD)
     for name, errors in at_end.items():
-        rows += ratio(
-            f"error in the end over that of stagewise SGD's average, {name}", errors, of_sgd
-        )
+        what = f"error of the average over that of stagewise SGD, last stage, {name}"
+        rows += ratio(what, errors, of_sgd)
+    what = "error of SGD with η = 1/(λt) over that of stagewise SGD's average, in the end"
+    rows += ratio(what, setup.lookahead(1.0)[-1], of_sgd)
     return {
         "text": stages.text_of(setup),
         "runs": {name: summary(of_run) for name, of_run in found.items()},
