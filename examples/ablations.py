@@ -22,26 +22,25 @@ if __name__ == "__main__":  # Ctrl-C while the following imports take their seco
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
-from experiments import figures, flags
+from experiments import figures, flags, paired
 from experiments.command_line import add_settings, add_sweep, program, seeds_of
 from experiments.config import Config, SettingError
 from experiments.data import Dataset
 from experiments.flags import Parser
 from experiments.parts import provenance, run
 from experiments.report import markdown, signed
+from experiments.run import images_of
 from experiments.settings import Settings
 from experiments.studies import ablation
 from experiments.studies.ablation import METHODS, Problem, Setting, compare
 from experiments.sweep import dataset_of
 from matplotlib.axes import Axes
-from scipy import stats
 
 BASE = Config(batch_size=128)
 # Of each measure its name, what it is multiplied by, and how it is written.
 SHOWN = {"loss": ("test loss", 1, ".4f"), "error": ("test error, %", 100, ".2f")}
 # What is compared with what.
 PAIRS = [("LA", "SGD"), ("SLA", "SGD"), ("SLRLA", "SGD"), ("SLRLA", "SLA")]
-CONFIDENCE = 0.95
 
 Run = dict[str, Any]
 
@@ -67,7 +66,7 @@ def make_parser() -> Parser:
         type=flags.count,
         default=4_680,
         metavar="N",
-        help="training steps (default: %(default)s)",
+        help=f"training steps, rounded up to whole cycles of {ablation.K} (default: %(default)s)",
     )
     add(
         "--methods",
@@ -178,16 +177,9 @@ def in_words(difference: np.ndarray, form: str) -> str:
     seeds = len(difference)
     told = signed(difference.mean(), form)
     if seeds > 1:
-        low, high = interval(difference)
+        low, high = paired.compare(difference).interval
         told += f" [{signed(low, form)}, {signed(high, form)}]"
     return f"{told}, lower from {(difference < 0).sum()} of {seeds} seeds"
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Returns the confidence interval of a mean, by Student's t."""
-    mean, half = values.mean(), stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
-    half *= values.std(ddof=1) / np.sqrt(len(values))
-    return mean - half, mean + half
 
 
 def over_alpha(
@@ -234,7 +226,7 @@ def draw(results: Settings, folder: Path) -> None:
     title = (
         f"Softmax regression on {results['dataset']}, {results['steps']:,} steps: difference to "
         f"{first} from the same seeds, for each α with what is best by held-out images; mean and "
-        f"{CONFIDENCE:.0%} interval, {len(results['seeds'])} seeds"
+        f"{1 - paired.LEVEL:.0%} interval, {len(results['seeds'])} seeds"
     )
     size = (9, 3.2 * len(shown) + 0.6)
     with figures.picture(folder / "alpha.png", size, title, dpi=100) as figure:
@@ -260,7 +252,7 @@ def draw_differences(
         values = [factor * (np.array(run[by]) - reference) for run in of_alpha]
         axes.plot(alphas, [v.mean() for v in values], marker=".", **look)
         if len(reference) > 1:
-            low, high = zip(*map(interval, values), strict=True)
+            low, high = zip(*(paired.compare(v).interval for v in values), strict=True)
             axes.vlines(alphas, low, high, color=look["color"])
     axes.set(xlabel="α")
     axes.set_title(f"{label}; {int(samples):,} samples", fontsize=9, pad=6)
@@ -269,9 +261,7 @@ def draw_differences(
 @program(make_parser)
 def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
-    dataset = dataset_of(Config(dataset=args.dataset), args.data_path)
-    if not isinstance(dataset, Dataset):
-        raise SettingError("dataset", f"must be one that fits into memory, got {args.dataset}")
+    dataset = images_of(dataset_of(Config(dataset=args.dataset), args.data_path))
     seeds = seeds_of(args)
     settings = {
         "dataset": args.dataset,

@@ -36,7 +36,7 @@ from experiments.config import Config, SettingError
 from experiments.data import Data, Dataset
 from experiments.flags import Parser
 from experiments.report import Column
-from experiments.run import Run, run_of
+from experiments.run import Run, images_of, run_of
 from experiments.steps import Model, State, init_state, init_weights
 from experiments.studies.sequential import split_classes
 from experiments.sweep import Entry, Sweep
@@ -96,8 +96,7 @@ def halves_of(dataset: Data) -> list[Dataset]:
     Raises:
       SettingError: if they are not images in memory, or their classes are not even in number.
     """
-    if not isinstance(dataset, Dataset) or dataset.unit != "images":
-        raise SettingError("dataset", f"must be of images in memory, got {dataset.name}")
+    dataset = images_of(dataset)
     if dataset.classes % 2:
         raise SettingError("dataset", f"must have two halves of classes, got {dataset.classes}")
     return [

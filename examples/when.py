@@ -19,14 +19,15 @@ if __name__ == "__main__":  # Ctrl-C while the following imports take their seco
 
 from experiments import flags
 from experiments.command_line import add_settings, add_sweep, program, seeds_of
-from experiments.config import SettingError
-from experiments.data import DataError, Dataset, load
+from experiments.config import Config, SettingError
 from experiments.flags import Parser
 from experiments.parts import run
 from experiments.regimes import games, language, sequence, supervised
 from experiments.regimes.engine import Regime, cell
 from experiments.regimes.picture import draw
 from experiments.regimes.table import page
+from experiments.run import images_of
+from experiments.sweep import dataset_of
 
 
 def make_parser() -> Parser:
@@ -44,24 +45,13 @@ def make_parser() -> Parser:
     return parser
 
 
-def dataset_of(args: Namespace) -> Dataset:
-    """Returns the images of the supervised regimes.
+def regimes_of(args: Namespace) -> dict[str, Regime]:
+    """Returns all regimes by their names, in the order of the table.
 
     Raises:
-      SettingError: if they cannot be read, or are not images in memory that are classified.
+      SettingError: if the data cannot be read, are not images in memory, or make no tasks.
     """
-    try:
-        dataset = load(args.dataset, args.data_path)
-    except DataError as error:
-        raise SettingError("dataset", str(error)) from error
-    if not isinstance(dataset, Dataset) or dataset.unit != "images":
-        raise SettingError("dataset", f"must be of images in memory, got {args.dataset}")
-    return dataset
-
-
-def regimes_of(args: Namespace) -> dict[str, Regime]:
-    """Returns all regimes by their names, in the order of the table."""
-    dataset = dataset_of(args)
+    dataset = images_of(dataset_of(Config(dataset=args.dataset), args.data_path))
     of_all = [supervised.regimes(dataset), sequence.regimes(dataset), language.regimes()]
     return {regime.name: regime for some in (*of_all, games.regimes()) for regime in some}
 
@@ -73,15 +63,16 @@ def cells_of(args: Namespace) -> dict[str, tuple[Regime, str]]:
     of the methods are left out.
 
     Raises:
-      SettingError: if there is no regime or no method of a name, if no regime that was asked for
-        has any of the methods, or if there are fewer than two seeds.
+      SettingError: if there is no regime or no method of a name, if one is named twice, if no
+        regime that was asked for has any of the methods, or if there are fewer than two seeds; and
+        as `regimes_of` does.
     """
     regimes = regimes_of(args)
     methods = dict.fromkeys(name for regime in regimes.values() for name in regime.compared)
     for setting, known in (("regimes", regimes), ("methods", methods)):
         asked = getattr(args, setting) or list(known)
-        if unknown := [name for name in asked if name not in known]:
-            what = f"must be among {', '.join(known)}, got {', '.join(unknown)}"
+        if not set(asked) <= set(known) or len(set(asked)) < len(asked):
+            what = f"must be different names among {', '.join(known)}, got {','.join(asked)!r}"
             raise SettingError(setting, what)
     if args.seeds < 2:
         raise SettingError("seeds", f"must be 2 or more for an interval, got {args.seeds}")

@@ -50,7 +50,8 @@ def run_folder(root: Path, name: str | None, *, otherwise: str, resume: bool) ->
         folder.mkdir(parents=True, exist_ok=True)
         file = lock.open("a")
     except OSError as error:
-        raise SettingError("exp_name", f"cannot make {folder}: {error.strerror}") from error
+        setting = "root" if name is None else "exp_name"
+        raise SettingError(setting, f"cannot make {folder}: {error.strerror}") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -85,14 +85,18 @@ def compute(
       also those that were computed before and are not asked for now.
 
     Raises:
-      OtherRun: if the folder's results were made with other settings.
+      OtherRun: if the folder's results were made with other settings, or with more of them, as by
+        another program.
     """
     path, settings = folder / "results.json", json.loads(json.dumps(settings))
-    before = read_json(path) or read_json(folder / "settings.json")
+    before, around = read_json(path) or read_json(folder / "settings.json"), circumstances()
     there = {name: before.get(name) for name in settings}
     if before and (differing := differences(there, settings, flag_of)):
         what = ", ".join(differing.values())
         raise OtherRun(f"{folder} is of another run: {what}", differing)
+    if further := before.keys() - settings.keys() - around.keys() - {"command", "date", "parts"}:
+        what = f"it also has {', '.join(sorted(further))}"
+        raise OtherRun(f"{folder} is of another program's run: {what}", further)
     done = read_json(path).get("parts")
     done = done if isinstance(done, dict) else {}
     # Those of all processes that have computed something.
@@ -102,7 +106,7 @@ def compute(
         "command": "; ".join(dict.fromkeys(commands)),
         **settings,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        **circumstances(),
+        **around,
     }
     write_json(folder / "settings.json", results | {"parts": list(parts)})
     for name, part in parts.items():

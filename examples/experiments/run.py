@@ -12,7 +12,7 @@ import optax
 
 from experiments import devices, models
 from experiments.config import Config, SettingError
-from experiments.data import Data, Names, Text
+from experiments.data import Data, Dataset, Names, Text
 from experiments.evaluation import SlowParams
 from experiments.optimizers import OPTIMIZERS
 from experiments.schedules import Stages, stages_of, with_milestones_that_fit
@@ -91,6 +91,17 @@ class Run:
     def flops_per_step(self) -> float | None:
         """Returns the floating-point operations of a step, or None where they are not known."""
         return devices.flops_per_step(self.model, self.tx, self.batch_size)
+
+
+def images_of(dataset: Data) -> Dataset:
+    """Returns the data set, for programs that need images in memory.
+
+    Raises:
+      SettingError: if its examples are no images, or do not fit into memory.
+    """
+    if not isinstance(dataset, Dataset) or dataset.unit != "images":
+        raise SettingError("dataset", f"must be of images in memory, got {dataset.name}")
+    return dataset
 
 
 def run_of(

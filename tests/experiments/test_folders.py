@@ -88,14 +88,14 @@ def test_what_stands_in_the_way_is_named(tmp_path):
 def test_a_root_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     flags = [*SMALL.split(), *(() if name is None else ("--exp_name", name))]
-    folder = name or "main-digits-1"
+    flag, folder = ("--exp_name", name) if name else ("--root", "main-digits-1")
 
     def error():
         capsys.readouterr()
         assert main.main(flags) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
-        return captured.err.partition(f"main.py: error: --exp_name: cannot make runs/{folder}: ")
+        return captured.err.partition(f"main.py: error: {flag}: cannot make runs/{folder}: ")
 
     (tmp_path / "runs").touch()
     assert error()[::2] == ("", "Not a directory\n")

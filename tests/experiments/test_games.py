@@ -415,7 +415,7 @@ def test_the_gan_from_the_command_line(here, monkeypatch):
         ("--lr 0.001,1e-3", "--lr: must be different numbers, got '0.001,1e-3'"),
         ("--shrink 3", "--shrink: must divide 8 × 8 pixels, got 3"),
         ("--optimizers sgd", "--optimizers: must be different names among adam, lookahead"),
-        ("--dataset python_reference", "--dataset: must be images that fit into memory"),
+        ("--dataset python_reference", "--dataset: must be of images in memory"),
         ("--batch_size 601", "--batch_size: must be from 1 to 600"),
     ],
 )

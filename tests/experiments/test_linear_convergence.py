@@ -173,6 +173,9 @@ def test_a_folder_belongs_to_one_study(tmp_path):
         compute()
         assert computed == ["a", "b"]
     results.unlink()
+    (tmp_path / "settings.json").write_text(json.dumps(settings | {"steps": 7, "width": 3}))
+    with pytest.raises(OtherRun, match="of another program's run: it also has width"):
+        compute()
     (tmp_path / "settings.json").write_text('{"entries": {}}')
     with pytest.raises(OtherRun, match="steps is not given there"):
         compute()

@@ -13,6 +13,7 @@ import optax
 import pytest
 import when
 from error_lines import error_line
+from experiments import paired
 from experiments.data import load
 from experiments.optimizers import OPTIMIZERS
 from experiments.regimes import supervised, verdicts
@@ -113,19 +114,19 @@ def test_learning_rates_are_a_factor_of_two_apart_and_all_methods_have_as_many_s
 
 def test_gains_are_compared_as_scipy_does():
     plain, other = np.array([3.0, 4.0, 5.0, 6.0]), np.array([2.0, 4.5, 4.0, 4.0])
-    found = verdicts.compare(Measure("", 100.0).gain(plain, other))
+    found = paired.compare(Measure("", 100.0).gain(plain, other))
     expected = stats.ttest_rel(plain, other)
     assert found.mean == pytest.approx((1 - 0.5 + 1 + 2) / 4)
     assert found.p == pytest.approx(expected.pvalue)
-    low, high = expected.confidence_interval(0.95)
-    assert found.half_width == pytest.approx((high - low) / 2)
+    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.half_width == pytest.approx((found.interval[1] - found.interval[0]) / 2)
     assert found.wins == 3
-    assert verdicts.compare(Measure("", 0.0, False).gain(plain, other)).mean == -found.mean
+    assert paired.compare(Measure("", 0.0, False).gain(plain, other)).mean == -found.mean
 
 
 def test_gains_without_a_spread():
-    assert verdicts.compare([0.0, 0.0, 0.0]) == (0.0, 0.0, 1.0, 1.5)
-    assert verdicts.compare([0.5, 0.5, 0.5]) == (0.5, 0.0, 0.0, 3.0)
+    assert paired.compare([0.0, 0.0, 0.0]) == (0.0, 0.0, 1.0, 1.5)
+    assert paired.compare([0.5, 0.5, 0.5]) == (0.5, 0.0, 0.0, 3.0)
 
 
 def test_p_values_are_adjusted_as_by_hand():
@@ -135,7 +136,7 @@ def test_p_values_are_adjusted_as_by_hand():
 
 
 def test_a_verdict_is_of_the_adjusted_p_value():
-    better, worse = verdicts.compare([1.0, 1.1, 0.9]), verdicts.compare([-1.0, -1.1, -0.9])
+    better, worse = paired.compare([1.0, 1.1, 0.9]), paired.compare([-1.0, -1.1, -0.9])
     assert [verdicts.verdict(c, 0.05) for c in (better, worse)] == ["helps", "hurts"]
     assert [verdicts.verdict(c, 0.051) for c in (better, worse)] == ["no difference"] * 2
 
@@ -289,8 +290,9 @@ def test_a_resumed_map_is_that_of_one_go(two_regimes, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--regimes", "a,c"], "--regimes: must be among a, b, got c"),
-        (["--methods", "plain"], "--methods: must be among other, got plain"),
+        (["--regimes", "a,c"], "--regimes: must be different names among a, b, got 'a,c'"),
+        (["--regimes", "b,b"], "--regimes: must be different names among a, b, got 'b,b'"),
+        (["--methods", "plain"], "--methods: must be different names among other, got 'plain'"),
         (["--seeds", "1"], "--seeds: must be 2 or more for an interval, got 1"),
     ],
 )
@@ -298,6 +300,13 @@ def test_a_wrong_flag_is_one_line(two_regimes, tmp_path, capsys, flags, line):
     assert line in error_line(when.main, [*flags, "--root", str(tmp_path)], capsys)
 
 
-def test_the_data_must_be_images_in_memory(tmp_path, capsys):
-    flags = ["--dataset", "names", "--root", str(tmp_path)]
-    assert "--dataset: must be of images" in error_line(when.main, flags, capsys)
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--dataset", "names"], "--dataset: must be of images in memory, got names"),
+        (["--data_path", "nowhere"], "--data_path: there is no folder "),
+    ],
+)
+def test_data_that_cannot_be_used_are_one_line(tmp_path, capsys, flags, line):
+    flags = ["--root", str(tmp_path), "--dataset", "fashion_mnist", *flags]
+    assert line in error_line(when.main, flags, capsys)

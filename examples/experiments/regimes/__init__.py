@@ -5,7 +5,7 @@ rows has a function that returns a list of regimes, which `regimes_of` in `examp
 together; rows of one family share a table.
 
     engine      what a regime is, how a cell is tuned and measured
-    verdicts    paired differences, and what they are worth
+    verdicts    what comparisons with the plain method are worth, all together
     training    training from many seeds and settings in one compiled program
     supervised  the rows of supervised learning
     sequence    the rows of tasks in sequence

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.paired import LEVEL, Comparison, compare
 from experiments.parts import provenance
 from experiments.regimes.engine import TUNING_SEEDS, Measure
-from experiments.regimes.verdicts import ALIKE, LEVEL, Comparison, compare, holm, verdict
+from experiments.regimes.verdicts import ALIKE, holm, verdict
 from experiments.report import markdown
 from experiments.settings import Settings
 

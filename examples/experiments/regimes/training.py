@@ -4,8 +4,9 @@
     errors = problem.scores("lookahead", [{"learning_rate": 0.1}, ...], range(50), held_out=True)
 
 Every seed draws its own split of the images, its flipped labels, initial weights and batches,
-which are the same for all optimizers and settings. A regime that draws, trains or measures
-something else is a subclass that says so.
+which are the same for all optimizers and settings. As all seeds split the same images, the test
+images of one have decided the tuning of another; of its own seed, none has. A regime that draws,
+trains or measures something else is a subclass that says so.
 """
 
 import itertools

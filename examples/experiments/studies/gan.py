@@ -18,11 +18,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.config import Config, SettingError
+from experiments.config import Config
 from experiments.data import Data, Dataset
 from experiments.optimizers import inner_of, layers_around, lookahead_around
 from experiments.records import Record
-from experiments.run import Run, run_of
+from experiments.run import Run, images_of, run_of
 from experiments.signals import Stop
 from experiments.steps import Model, init_weights
 from experiments.studies.judge import (
@@ -191,11 +191,9 @@ def run_of_players(config: Config, dataset: Data, *, shrink: int, **options: Any
     """Builds a run of both players, one of whose steps takes a gradient of each.
 
     Raises:
-      SettingError: if the data do not fit into memory, and as `run_of` does.
+      SettingError: as `images_of` and `run_of` do.
     """
-    if not isinstance(dataset, Dataset) or dataset.unit != "images":
-        raise SettingError("dataset", f"must be images that fit into memory, got {dataset.name}")
-    dataset = shrunk(dataset, shrink)
+    dataset = shrunk(images_of(dataset), shrink)
     one = run_of(replace(config, model="softmax"), dataset, **options)
     inner = alternating(inner_of(config)(one.stages.schedule), PLAYERS)
     return GanRun(
