@@ -203,7 +203,7 @@ def detail(row: Row) -> list[str]:
     return [
         f'### <a id="{row.name}-cells"></a>{row.about["label"]}',
         "",
-        f"{row.plain.part['gradients']:,} gradients in each run.",
+        f"{row.about['gradients']:,} gradients in each run.",
         "",
         *note,
         *markdown(table),
