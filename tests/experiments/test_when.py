@@ -15,7 +15,7 @@ import when
 from error_lines import error_line
 from experiments.data import load
 from experiments.optimizers import OPTIMIZERS
-from experiments.regimes import supervised, verdicts
+from experiments.regimes import games, supervised, verdicts
 from experiments.regimes.engine import TUNING_SEEDS, Measure, Method, Regime, cell
 from experiments.regimes.table import rows_of
 from experiments.regimes.training import Problem
@@ -232,6 +232,12 @@ HELPED = {
     "constant": AVERAGES,
     "flipped_constant": AVERAGES | {"schedule_free", "multilayer_lookahead"},
     "too_large": set(supervised.METHODS) - {"sgd", "snoo"},
+    "tasks_told": set(),
+    "tasks_not_told": set(supervised.METHODS) - {"sgd", "slrla_released"},
+    "language": AVERAGES | {"snoo"},
+    "language_decayed": {"snoo"},
+    "game": set(games.METHODS) - {"sgd"},
+    "noisy_game": set(games.METHODS) - {"sgd"},
 }
 
 
