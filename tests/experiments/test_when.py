@@ -16,7 +16,7 @@ from error_lines import error_line
 from experiments import paired
 from experiments.data import load
 from experiments.optimizers import OPTIMIZERS
-from experiments.regimes import supervised, verdicts
+from experiments.regimes import games, supervised, verdicts
 from experiments.regimes.engine import TUNING_SEEDS, Measure, Method, Regime, cell
 from experiments.regimes.table import rows_of
 from experiments.regimes.training import Problem
@@ -233,6 +233,12 @@ HELPED = {
     "constant": AVERAGES,
     "flipped_constant": AVERAGES | {"schedule_free", "multilayer_lookahead"},
     "too_large": set(supervised.METHODS) - {"sgd", "snoo"},
+    "tasks_told": set(),
+    "tasks_not_told": set(supervised.METHODS) - {"sgd", "slrla_released"},
+    "language": AVERAGES | {"snoo"},
+    "language_decayed": {"snoo"},
+    "game": set(games.METHODS) - {"sgd"},
+    "noisy_game": set(games.METHODS) - {"sgd"},
 }
 
 
