@@ -88,7 +88,9 @@ PROBLEMS = {
         decaying,
         bounds_if_strongly_convex,
     ),
-    "sine": Case(polyak_lojasiewicz.PROBLEMS["sine"][0], 100, decaying, bounds_under_pl),
+    "sine": Case(
+        partial(polyak_lojasiewicz.PROBLEMS["sine"].make, 0.5), 100, decaying, bounds_under_pl
+    ),
 }
 
 
@@ -156,7 +158,7 @@ def draw(part: dict[str, Any], title: str, path: Path) -> None:
             for n, (alpha, look) in enumerate(figures.styles(part["alphas"])):
                 what = f"{name} error against k, α = {alpha:g}"
                 row = next(row for row in part["fits"] if row["what"] == what)
-                exponents = plots.number(row["predicted"]), plots.number(row["value"])
+                exponents = (plots.number(row[which], ".2g") for which in ("predicted", "value"))
                 mine = {bound: np.array(values)[n] for bound, values in part[name].items()}
                 label = f"α = {alpha:g}: {', '.join(exponents)}"
                 plots.curve(axes, periods, mine, **look | {"label": label})
@@ -168,5 +170,6 @@ def draw(part: dict[str, Any], title: str, path: Path) -> None:
             axes.legend(
                 fontsize=8, title="exponent of k: predicted (dotted), fitted", title_fontsize=8
             )
+            if np.max(part[name]["value"]) > 1.5:
+                axes.set(yscale="log")
             plots.ticks(axes, periods)
-        figure.axes[0].set(yscale="log")
