@@ -11,7 +11,6 @@ has data the squared distance falls as t^(−2α).
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
