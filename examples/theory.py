@@ -29,10 +29,12 @@ from experiments.report import markdown
 from experiments.theory import (
     convex,
     polyak_lojasiewicz,
+    promise,
     regulariser,
     stability,
     stages,
     strongly_convex,
+    sync_period,
 )
 from experiments.theory.plots import number
 
@@ -40,7 +42,9 @@ STUDIES = {
     "convex": convex,
     "strongly_convex": strongly_convex,
     "polyak_lojasiewicz": polyak_lojasiewicz,
+    "sync_period": sync_period,
     "stages": stages,
+    "promise": promise,
     "regulariser": regulariser,
     "stability": stability,
 }

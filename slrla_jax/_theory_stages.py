@@ -33,7 +33,7 @@ def theory_stages(
     **What it promises.** If F is λ-strongly convex, then E[F] at the average of the last stage's
     iterates exceeds the minimum by at most ε_0 / 2^Q, provided that every stage begins at the
     average of the one before. `slrla` instead goes on from its slow weights, for which the
-    theorem says nothing; in practice they do as well. docs/theory.md derives all of this.
+    theorem says nothing; in practice they keep the promise too. docs/theory.md derives all of this.
 
     **How to choose.** By default ε_0 = G² / (2λ), the largest error that λ and G allow. Then
     η_1 = 1 / (12λ) and N_1 = 72 / α, whatever G is. On an ill-conditioned problem that learning

@@ -1,9 +1,22 @@
 """The laboratory's problems, runs and fits, against brute force and literal NumPy loops."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from experiments.theory import convex, fits, lookaheads, problems, runs, solve, stability, stages
+from experiments.theory import (
+    convex,
+    fits,
+    lookaheads,
+    problems,
+    promise,
+    runs,
+    solve,
+    stability,
+    stages,
+    sync_period,
+)
 from experiments.theory.classification import logistic, softmax
 from x64 import enable_x64
 
@@ -110,7 +123,8 @@ def literal_lookahead(gradient, theta, rates, alpha, k):
     return path
 
 
-def test_runs_are_the_literal_loop_on_the_same_draws():
+@pytest.mark.parametrize("periods", [None, [4, 20]])
+def test_runs_are_the_literal_loop_on_the_same_draws(periods):
     problem, steps = PROBLEMS["ridge"], 40
     data = runs.draw(problem, 2, 6, steps)
     settings = {
@@ -118,10 +132,12 @@ def test_runs_are_the_literal_loop_on_the_same_draws():
         "curvature": data.curvatures[None],
         "smoothness": np.full((1, 1), problem.smoothness),
     }
+    if periods:
+        settings["period"] = np.array(periods)[:, None]
     seen = [5, 20, 40]
     found = runs.weights(problem, lookaheads.decaying, settings, data, seen)
     assert found.shape == (2, 3, 2, 4)
-    for n, alpha in enumerate([0.3, 1.0]):
+    for n, (alpha, k) in enumerate(zip([0.3, 1.0], periods or [5, 5], strict=True)):
         for s in range(2):
             x, y = (values[s] for values in data.samples)
             rates = 1 / (0.3 * np.arange(steps) + problem.smoothness)
@@ -130,8 +146,8 @@ def test_runs_are_the_literal_loop_on_the_same_draws():
                 return (x[i] @ v - y[i]) * x[i] + 0.3 * v
 
             steps_of = np.stack([rates, data.draws[s]], axis=1)
-            path = literal_lookahead(gradient, problem.start, steps_of, alpha, lookaheads.K)
-            expected = np.stack([path[t // lookaheads.K] for t in seen])
+            path = literal_lookahead(gradient, problem.start, steps_of, alpha, k)
+            expected = np.stack([path[t // k] for t in seen])
             np.testing.assert_allclose(found[n, :, s], expected, rtol=1e-10)
 
 
@@ -181,6 +197,7 @@ def test_planted_exponents_are_found():
     assert (estimate["high"] > [-0.7, 0.4]).all()
     assert (estimate["high"] - estimate["low"] < 0.1).all()
     assert np.isnan(fits.exponents([x], np.where(x < 50, planted, 0))).all()
+    assert fits.exponents([x], np.full(40, 0.3)) == 0  # And no rounding error.
 
 
 def test_intervals_hold_what_they_say(monkeypatch):
@@ -215,6 +232,31 @@ def test_eigenvalues_of_the_hard_problem_have_flat_directions():
     x, _ = problem.draw(np.random.default_rng(0), 2_000)
     np.testing.assert_allclose((x**2).mean(0)[:10] * np.arange(1, 11), 1, rtol=0.2)
     assert not x[:, 10:].any()
+
+
+def test_the_average_of_a_stage_is_that_of_the_params_at_which_gradients_were_taken():
+    tx, params = promise.averaged(optax.sgd(1.0), [0, 3]), jnp.array(0.0)
+    state, means = tx.init(params), []
+    for gradient in [-1.0, -2.0, -3.0, -4.0, -5.0]:  # Gradients at 0, 1, 3; 6, 10.
+        updates, state = tx.update(jnp.array(gradient), state, params)
+        params = optax.apply_updates(params, updates)
+        means.append(float(state.mean))
+    assert means == pytest.approx([0, 1 / 2, 4 / 3, 6, 8])
+
+
+def test_the_theorems_errors_over_k():
+    k = np.array([1, 5, 20])
+    convex_ones, growth = sync_period.bounds_if_convex(0.3, k, 100, 0.0)
+    np.testing.assert_array_equal([convex_ones, growth], np.ones((2, 3)))
+    for alpha, noise in [(0.25, 2 / 10), (0.5, np.log(100) / 100), (0.75, 2 / 100)]:
+        error, growth = sync_period.bounds_if_strongly_convex(alpha, k, 100, 0.5)
+        for n, cycles in enumerate([100, 20, 5]):
+            assert error[n] == pytest.approx(cycles ** (-2 * alpha) + noise / 0.25)
+            ends = (cycles + 1) * k[n] + 2
+            assert growth[n] == pytest.approx((101**alpha - 1) / ends**alpha)
+    error, _ = sync_period.bounds_under_pl(0.25, k, 99, 0.5)
+    factors = np.array([0.25, 6.25, 28.75])
+    np.testing.assert_allclose(error, 0.1 + 0.25 * factors / 0.25 * 10)
 
 
 def test_the_start_of_theorem_4():

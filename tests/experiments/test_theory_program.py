@@ -1,17 +1,24 @@
 """What the theorems' experiments find at reduced sizes, and their program."""
 
 import json
-from functools import partial
 
 import numpy as np
 import pytest
 import theory
 from error_lines import error_line
-from experiments.theory import convex, fits, rates, runs, stability, stages
+from experiments.theory import (
+    convex,
+    fits,
+    promise,
+    rates,
+    runs,
+    stability,
+    stages,
+    sync_period,
+)
+from experiments.theory.lookaheads import decaying
 from experiments.theory.problems import mean, sine
 from x64 import enable_x64
-
-from slrla_jax import theory_stages
 
 
 @pytest.fixture(autouse=True)
@@ -79,16 +86,34 @@ def test_runs_on_data_that_differ_in_a_sample_end_apart_as_stability_has_it(monk
 
 def test_the_stages_of_theorem_4_reach_what_they_promise():
     """At the slow weights too, for which the proof does not speak."""
-    problem, steps = mean(1.0, 5, 3.0, 0.3), 4_000
-    data = runs.draw(problem, 4, 50, steps)
-    error, square = stages.at_start(problem, data)
-    schedule = theory_stages(steps, 1.0, square**0.5, 0.5, initial_error=error)
-    ends = np.cumsum([stage.length for stage in schedule])
-    assert len(ends) >= 3
-    make = partial(stages.optimizer, schedule)
-    found = runs.errors(problem, data, runs.weights(problem, make, stages.NOTHING, data, ends))
-    targets = error / 2 ** np.arange(1, len(ends) + 1)
-    assert (found.optimisation[0].mean(-1) < targets).all()
+    problem = mean(1.0, 5, 3.0, 0.3)
+    setup = stages.set_up(problem, 4, 4_000)
+    found = promise.run(setup, setup.schedule(0.5))
+    assert len(found["ends"]) >= 3
+    assert found["ends"][-1] == 4_000
+    np.testing.assert_allclose(found["promised"][:2], [setup.error / 2, setup.error / 4])
+    for weights in promise.WEIGHTS:
+        assert (found[weights].mean(-1) < found["promised"]).all()
+    # The average still has the start in it, and later less noise.
+    first, last = promise.of_average("", found)
+    assert first["low"] > 1
+    assert last["high"] < 1
+
+
+def test_a_longer_period_is_worse_at_equal_gradients_unless_alpha_is_1():
+    """Theorem 2: the error of the start falls with the syncs."""
+    problem, steps = mean(1.0, 20, 3.0, 1.0), 2_000
+    data = runs.draw(problem, 8, 50, steps)
+    errors = sync_period.run(problem, decaying, data, steps).optimisation
+    assert errors.shape == (4, 5, 8)
+    found = fits.interval(sync_period.slopes, errors)
+    predicted = [
+        sync_period.bounds_if_strongly_convex(alpha, sync_period.PERIODS, steps, 1.0)[0]
+        for alpha in sync_period.ALPHAS
+    ]
+    assert found["value"][0] == pytest.approx(sync_period.slopes(predicted)[0], abs=0.1)
+    assert (found["low"][:-1] > 0.2).all()
+    assert found["value"][-1] == 0
 
 
 def test_the_program(tmp_path, capsys):

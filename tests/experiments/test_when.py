@@ -16,7 +16,7 @@ from error_lines import error_line
 from experiments import paired
 from experiments.data import load
 from experiments.optimizers import OPTIMIZERS
-from experiments.regimes import supervised, verdicts
+from experiments.regimes import games, supervised, verdicts
 from experiments.regimes.engine import TUNING_SEEDS, Measure, Method, Regime, cell
 from experiments.regimes.table import rows_of
 from experiments.regimes.training import Problem
@@ -247,6 +247,11 @@ SAID = {
     "constant": (AVERAGES, {"schedule_free"}),
     "flipped_constant": (AVERAGES | {"schedule_free", "multilayer_lookahead"}, NONE),
     "too_large": (set(supervised.METHODS) - {"sgd", "snoo"}, {"snoo"}),
+    "tasks_told": (NONE, {"multilayer_lookahead", "schedule_free"}),
+    "tasks_not_told": (set(supervised.METHODS) - {"sgd", "slrla_released"}, NONE),
+    "language": (AVERAGES | {"snoo"}, {"multilayer_lookahead", "slrla"}),
+    "language_decayed": ({"snoo"}, {"ema"}),
+    **{name: (set(games.METHODS) - {"sgd"}, NONE) for name in ("game", "noisy_game")},
 }
 
 

@@ -166,11 +166,11 @@ def cell(regime: Regime, method: str, seeds: Sequence[int]) -> dict[str, Any]:
     """Computes a cell; returns what `results.json` has of it.
 
     Returns:
-      `row`, of the plain method only: what the tables say of the regime, and its grid; `method`,
-      its label; `chosen`, the settings; `at_edge`, whether their learning rate is; `values`, of
-      each fresh seed on the test data; `diverged`, the seeds from which the method does;
-      `gradients`, of a run; `candidates`, how many settings were tried; and `tuning`, the best
-      mean with each learning rate and with each of the own settings.
+      `row`, of the plain method only: what the tables say of the regime, the gradients of a run,
+      and its grid; `method`, its label; `chosen`, the settings; `at_edge`, whether their learning
+      rate is; `values`, of each fresh seed on the test data; `diverged`, the seeds from which the
+      method does; `candidates`, how many settings were tried; and `tuning`, the best mean with
+      each learning rate and with each of the own settings.
     """
     is_plain = method == regime.plain
     tuning = regime.chosen_for_plain if is_plain else tune(regime, method)
@@ -180,6 +180,7 @@ def cell(regime: Regime, method: str, seeds: Sequence[int]) -> dict[str, Any]:
         "family": regime.family,
         "measure": regime.measure._asdict(),
         "note": regime.note,
+        "gradients": regime.gradients,
         "learning_rates": list(regime.rates),
     }
     return {
@@ -189,7 +190,6 @@ def cell(regime: Regime, method: str, seeds: Sequence[int]) -> dict[str, Any]:
         "at_edge": tuning.at_edge,
         "values": rounded(values[0]),
         "diverged": [seed for seed, is_lost in zip(seeds, diverged[0], strict=True) if is_lost],
-        "gradients": regime.gradients,
         "candidates": len(tuning.tried),
         "tuning": summary(regime, method, tuning),
     }

@@ -39,9 +39,9 @@ WINDOW, WIDTH, HEADS = 32, 32, 2
 STEPS = 400
 RATES = tuple(1e-3 * 2**n for n in range(7))
 METHODS: Mapping[str, Method] = {
-    "adamw": Method("Plain", settings(momentum=(0.8, 0.9, 0.95, 0.98))),
+    "adamw": Method("Plain", settings(momentum=(0.6, 0.8, 0.9, 0.95))),
     **{name: method for name, method in AROUND_SGD.items() if name != "sgd"},
-    "schedule_free": Method("Schedule-free", settings(momentum=(0.8, 0.9, 0.95, 0.98))),
+    "schedule_free": Method("Schedule-free", settings(momentum=(0.6, 0.8, 0.9, 0.95))),
     "slrla": Method("SLRLA", settings(slow_step_size=(0.5, 0.8), beta=(1e-3, 1e-2))),
     "slrla_released": Method(
         "SLRLA (released form)", settings(slow_step_size=(0.5, 0.8), beta=(1e-3, 1e-2))

@@ -1,11 +1,13 @@
 """The map as a picture: a coloured cell for each method in each regime."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
+from PIL import Image
 
 from experiments import figures
 from experiments.regimes.table import Row, columns_of, families, rows_of, signed
@@ -27,13 +29,16 @@ def draw(results: Settings, folder: Path) -> None:
         f"the plain method's runs, at most {LIMIT:g}. ▲ helps, ▼ hurts, ≈ no difference that is "
         "beyond chance, over all comparisons"
     )
-    size = (2.6 + 1.15 * most, 0.9 + 0.42 * sum(heights))
-    with figures.picture(folder / "map.png", size, title, dpi=90) as figure:
+    path = folder / "map.png"
+    size = (2.4 + 0.98 * most, 0.9 + 0.4 * sum(heights))
+    with figures.picture(path, size, title, dpi=90) as figure:
         axes = figure.subplots(len(of_families), 1, squeeze=False, height_ratios=heights)[:, 0]
         for one, (family, rows) in zip(axes, of_families.items(), strict=True):
             image = grid(one, rows)
-            one.set_title(family, pad=34)
+            one.set_title(family, pad=6)
         figure.colorbar(image, ax=axes, shrink=min(1.0, 4 / size[1]), pad=0.01)
+    with Image.open(path) as drawn:  # So few colours need a third of the bytes.
+        drawn.convert("RGB").quantize(128).save(path, optimize=True)
 
 
 def grid(axes: Axes, rows: Sequence[Row]) -> AxesImage:
@@ -47,11 +52,11 @@ def grid(axes: Axes, rows: Sequence[Row]) -> AxesImage:
             if method in row.others:
                 cell, dark = row.others[method], abs(effects[y, x]) > 0.5 * LIMIT
                 sure = cell.verdict != ALIKE
-                look = {"color": "white" if dark else "black" if sure else "0.35", "fontsize": 9}
+                look = {"color": "white" if dark else "black" if sure else "0.35", "fontsize": 8.5}
                 look |= {"weight": "bold" if sure else "normal", "ha": "center", "va": "center"}
                 gain = signed(cell.comparison.mean, row.measure.form)
                 axes.text(x, y, f"{MARKS[cell.verdict]} {gain}", **look)
-    labels = [label.replace(" (", "\n(").replace("layer ", "layer\n") for label in columns.values()]
+    labels = [textwrap.fill(label, 16) for label in columns.values()]
     axes.set_xticks(range(len(columns)), labels, fontsize=9)
     axes.set_yticks(range(len(rows)), [row.about["label"] for row in rows], fontsize=9)
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)

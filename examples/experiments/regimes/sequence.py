@@ -27,7 +27,7 @@ from experiments.steps import Model, State, eval_step, train_step
 from experiments.studies.sequential import Told, among
 
 CLASSES, STEPS = 2, 200  # Of a task.
-RATES = tuple(2.0**n for n in range(-9, 3))
+RATES = tuple(2.0**n for n in range(-13, 3))
 ERROR = Measure("mean error of all tasks in %", worst=100.0)
 # As far as a task is long, the own settings reach back.
 METHODS: Mapping[str, Method] = {

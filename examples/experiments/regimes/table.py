@@ -166,12 +166,12 @@ def protocol(results: Settings) -> list[str]:
         "",
         "Each method was tuned in each regime: all learning rates of one grid, a factor of 2 "
         "apart, with each of the method's own settings, by the mean on held-out data over "
-        f"{len(TUNING_SEEDS)} seeds. The best setting was then run from {len(results['seeds'])} "
-        "other seeds and measured on test data. *At the edge* says that the best learning rate "
-        "is the smallest or the largest of the grid. A run that diverges counts with the "
-        "measure's worst value, and is counted. Wins are the seeds from which the method is "
-        "better, equal ones by half. p is two-sided, of Student's paired test; adjusted by "
-        "Holm's method it decides the verdict.",
+        f"{len(TUNING_SEEDS)} seeds, or fewer where the row says so. The best setting was then run "
+        f"from {len(results['seeds'])} other seeds and measured on test data. *At the edge* says "
+        "that the best learning rate is the smallest or the largest of the grid. A run that "
+        "diverges counts with the measure's worst value, and is counted. Wins are the seeds from "
+        "which the method is better, equal ones by half. p is two-sided, of Student's paired test; "
+        "adjusted by Holm's method it decides the verdict.",
     ]
 
 
@@ -204,7 +204,7 @@ def detail(row: Row) -> list[str]:
     return [
         f'### <a id="{row.name}-cells"></a>{row.about["label"]}',
         "",
-        f"{row.plain.part['gradients']:,} gradients in each run.",
+        f"{row.about['gradients']:,} gradients in each run.",
         "",
         *note,
         *markdown(table),

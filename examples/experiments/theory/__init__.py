@@ -10,7 +10,9 @@ plots.py                        what the pictures share
 convex.py                       Theorem 1
 strongly_convex.py              Theorem 2
 polyak_lojasiewicz.py           Theorem 3
-stages.py, regulariser.py       Theorem 4
+sync_period.py                  the k of Theorems 1 to 3
+stages.py, promise.py           Theorem 4: gradients to reach ε, and what is promised of each stage
+regulariser.py                  Theorem 4: generalisation
 stability.py                    what the generalisation errors rest on
 
 A module of a theorem has a `TITLE`, its `PREDICTION`, `PROBLEMS` by their names, `measure`, which

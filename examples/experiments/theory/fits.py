@@ -23,7 +23,7 @@ def exponents(factors: Sequence[np.ndarray], values: np.ndarray) -> np.ndarray:
         return np.full(len(factors), np.nan)
     design = np.stack([*map(np.log, factors), np.zeros(len(values))], axis=1)
     design[:, -1] = 1
-    return np.linalg.lstsq(design, np.log(values), rcond=None)[0][:-1]
+    return np.linalg.lstsq(design, np.log(values / values[0]), rcond=None)[0][:-1]
 
 
 def lowest(settings: np.ndarray, values: np.ndarray) -> float:

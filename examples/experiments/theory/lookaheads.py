@@ -5,12 +5,12 @@ import optax
 
 from slrla_jax import lookahead
 
-K = 5
+K = 5  # Where a setting has no `period`.
 
 
 def constant(setting: dict[str, jax.Array]) -> optax.GradientTransformation:
     """Returns Lookahead with `alpha` around SGD with the learning rate `rate`."""
-    return lookahead(optax.sgd(setting["rate"]), K, setting["alpha"])
+    return lookahead(optax.sgd(setting["rate"]), setting.get("period", K), setting["alpha"])
 
 
 def decaying(setting: dict[str, jax.Array]) -> optax.GradientTransformation:
@@ -20,6 +20,6 @@ def decaying(setting: dict[str, jax.Array]) -> optax.GradientTransformation:
     """
     return lookahead(
         optax.sgd(lambda t: 1 / (setting["curvature"] * t + setting["smoothness"])),
-        K,
+        setting.get("period", K),
         setting["alpha"],
     )

@@ -11,8 +11,7 @@ has data the squared distance falls as t^(−2α).
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,30 +26,49 @@ PREDICTION = (
     "optimisation error 1/(kT)^(2α) + 1/(kT)^(2α − 1); generalisation error 1/(n − 1), times a "
     "power of kT"
 )
-PROBLEMS: dict[str, tuple[Callable[[], Problem], tuple[int, ...]]] = {
-    "sine": (partial(sine, 0.5, np.pi, np.pi + 5, 10, 1.0), (30, 100, 300)),
-    "interpolation": (partial(interpolation, 100, 0.5), (10, 20, 40)),
+
+
+class Family(NamedTuple):
+    """A problem, for several μ if it is one that can be chosen.
+
+    Attributes:
+      make: returns the problem of one of the settings.
+      settings: that decide on μ; the first is that of all else.
+      samples: n, with which generalisation is measured; the second is that of all else.
+    """
+
+    make: Callable[[float], Problem]
+    settings: tuple[float, ...]
+    samples: tuple[int, ...]
+
+
+PROBLEMS = {
+    "sine": Family(
+        lambda bend: sine(bend, np.pi, np.pi + 5, 10, 1.0), (0.5, 0.3, 0.7), (30, 100, 300)
+    ),
+    "interpolation": Family(lambda noise: interpolation(100, noise), (0.5,), (10, 20, 40)),
 }
 
 
-def measure(
-    chosen: tuple[Callable[[], Problem], tuple[int, ...]], data_sets: int, steps: int
-) -> dict[str, Any]:
-    """Runs every α, with every n.
+def measure(family: Family, data_sets: int, steps: int) -> dict[str, Any]:
+    """Runs every α, with every n and μ.
 
     Args:
-      chosen: the problem, and numbers of samples; optimisation is looked at in the second.
+      family: the problem.
       data_sets: how many, each with draws of its own.
       steps: the largest kT.
 
     Returns:
       What `rates.summary` does.
     """
-    make, samples = chosen
-    problem = make()
+    problem, samples = family.make(family.settings[0]), family.samples
     seen = rates.run(problem, samples[1], data_sets, rates.looks(steps))
     end = rates.looks(steps // 4)[-1:]
     by_samples = [rates.run(problem, n, data_sets, end) for n in samples]
+    by_curvature = [
+        rates.run(family.make(setting), samples[1], data_sets, end) for setting in family.settings
+    ]
+    curvatures = [of_one.curvature for of_one in by_curvature]
     ratio = (1 - 1 / samples[1]) * problem.smoothness / seen.curvature
     gammas = [ratio * alpha for alpha in rates.AT_END]
     first_terms = [f", first term −{2 * alpha:g}" for alpha in ALPHAS]
@@ -60,6 +78,7 @@ def measure(
         [
             *rates.of_optimisation(seen, [1 - 2 * alpha for alpha in ALPHAS], first_terms),
             *rates.of_growth(seen, [gamma / (1 + gamma) for gamma in gammas]),
-            *rates.of_generalisation("n", samples, by_samples, -1),
+            *rates.of_end("generalisation", "n", samples, by_samples, -1),
+            *rates.of_end("optimisation", "μ", curvatures, by_curvature, -2),
         ],
     )

@@ -86,15 +86,15 @@ def of_optimisation(
     return fits.rows(what, predicted, fit)
 
 
-def of_generalisation(
-    factor: str, values: Sequence[float], found: Sequence[Seen], predicted: float
+def of_end(
+    error: str, factor: str, values: Sequence[float], found: Sequence[Seen], predicted: float
 ) -> list[fits.Row]:
-    """Fits the generalisation error at the end against a factor; none if it has one value."""
+    """Fits one of `runs.Errors` at the end against a factor; none if it has one value."""
     if len(values) == 1:
         return []
     used = np.isin(ALPHAS, AT_END)
-    at_end = np.stack([seen.errors.generalisation[used, -1] for seen in found], axis=1)
-    what = [f"generalisation error against {factor}, α = {alpha:g}" for alpha in AT_END]
+    at_end = np.stack([getattr(seen.errors, error)[used, -1] for seen in found], axis=1)
+    what = [f"{error} error against {factor}, α = {alpha:g}" for alpha in AT_END]
     fit = fits.interval(partial(slopes, values), at_end)
     return fits.rows(what, [predicted] * len(what), fit)
 

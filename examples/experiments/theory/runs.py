@@ -58,7 +58,8 @@ def weights(
     settings: Settings,
     data: DataSets,
     steps: Sequence[int],
-) -> jax.Array:
+    read: Callable[[Any, jax.Array], Any] = slow_params,
+) -> Any:
     """Runs every setting on every data set, from `problem.start`.
 
     Args:
@@ -67,30 +68,32 @@ def weights(
       settings: of each run; arrays that broadcast to (settings, data sets).
       data: of the problem.
       steps: after which to look, in rising order.
+      read: returns what is looked at, from the optimizer's state and the fast weights.
 
     Returns:
-      The slow weights then, of shape (settings, steps, data sets, …).
+      What is read then, by default the slow weights, of shape (settings, steps, data sets, …).
     """
     count = max(len(values) for values in settings.values())
     numbers = {
         name: np.broadcast_to(values, (count, len(data.draws))) for name, values in settings.items()
     }
     ends = np.array(steps, np.int32)
-    return _weights(problem, make, numbers, data.samples, data.draws, ends)
+    return _weights(problem, make, read, numbers, data.samples, data.draws, ends)
 
 
-@partial(jax.jit, static_argnames=("problem", "make"))
+@partial(jax.jit, static_argnames=("problem", "make", "read"))
 def _weights(
     problem: Problem,
     make: Callable[[dict[str, jax.Array]], optax.GradientTransformation],
+    read: Callable[[Any, jax.Array], Any],
     settings: dict[str, jax.Array],
     samples: Any,
     draws: jax.Array,
     ends: jax.Array,
-) -> jax.Array:
+) -> Any:
     start = jnp.asarray(problem.start)
 
-    def run(setting: dict[str, jax.Array], samples: Any, draws: jax.Array) -> jax.Array:
+    def run(setting: dict[str, jax.Array], samples: Any, draws: jax.Array) -> Any:
         tx = make(setting)
 
         def step(t: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
@@ -100,9 +103,9 @@ def _weights(
             updates, state = tx.update(gradient, state, params)
             return optax.apply_updates(params, updates), state
 
-        def until(carry: tuple, interval: jax.Array) -> tuple[tuple, jax.Array]:
+        def until(carry: tuple, interval: jax.Array) -> tuple[tuple, Any]:
             params, state = jax.lax.fori_loop(*interval, step, carry)
-            return (params, state), slow_params(state, params)
+            return (params, state), read(state, params)
 
         intervals = jnp.concatenate([jnp.zeros(1, ends.dtype), ends[:-1]]), ends
         return jax.lax.scan(until, (start, tx.init(start)), intervals)[1]

@@ -5,9 +5,9 @@ SLRLA with stages whose learning rate halves and whose length doubles 1/(λ α �
 Under the μ-PL condition they need (1/ε)^(1/α) and 1/(μ α ε).
 
 Experiment: Lookahead as in Theorems 2 and 3; SLRLA with the stages of `theory_stages`, at the slow
-weights, whereas the proof is for averages of the iterates; and stagewise SGD, which is that with
-α = 1 and β = 0. G² is the mean square of the gradients at the start, and ε_0 the optimisation error
-there.
+weights, whereas the proof is for averages of the iterates, at which promise.py looks; and stagewise
+SGD, which is that with α = 1 and β = 0. G² is the mean square of the gradients at the start, and
+ε_0 the optimisation error there.
 """
 
 from collections.abc import Callable, Sequence
@@ -100,10 +100,13 @@ class Setup(NamedTuple):
 
     def slrla(self, alpha: float, **changes: float) -> np.ndarray:
         """Returns SLRLA's, with changes to every stage."""
+        return self.run(partial(optimizer, self.schedule(alpha, **changes)), NOTHING)
+
+    def schedule(self, alpha: float, **changes: float) -> list[Stage]:
+        """Returns the theorem's stages, with changes to every one."""
         bound, steps = self.square**0.5, int(self.seen[-1])
         stages = theory_stages(steps, self.curvature, bound, alpha, K, self.error)
-        stages = [replace(stage, **changes) for stage in stages]
-        return self.run(partial(optimizer, stages), NOTHING)
+        return [replace(stage, **changes) for stage in stages]
 
     def run(self, make: Any, settings: runs.Settings) -> np.ndarray:
         """Returns the optimisation error of the only setting."""
@@ -152,12 +155,17 @@ def measure(case: Case, data_sets: int, steps: int) -> dict[str, Any]:
         for name, predicted in (("lookahead", -2), ("slrla", -1)):
             rows += of_curvature(name, predicted, setups)
     return {
-        "text": f"{setup.problem.text}; n = {SAMPLES}, G² = {setup.square:.3g}, "
-        f"ε_0 = {setup.error:.3g}",
+        "text": text_of(setup),
         "steps": setup.seen,
         "curves": {name: fits.interval(np.asarray, values) for name, values in curves.items()},
         "fits": rows,
     }
+
+
+def text_of(setup: Setup) -> str:
+    """Returns what the problem is, with the numbers of its start."""
+    start = f"G² = {setup.square:.3g}, ε_0 = {setup.error:.3g}"
+    return f"{setup.problem.text}; n = {SAMPLES}, {start}"
 
 
 def at_start(problem: Problem, data: runs.DataSets) -> tuple[float, float]:

@@ -93,7 +93,7 @@ def measure(family: Family, data_sets: int, steps: int) -> dict[str, Any]:
         [
             *rates.of_optimisation(seen, [-min(2 * alpha, 1) for alpha in ALPHAS]),
             *rates.of_growth(seen, [0] * len(rates.AT_END)),
-            *rates.of_generalisation("n", SAMPLES, by_samples, -1),
-            *rates.of_generalisation("λ", family.curvatures, by_curvature, -1),
+            *rates.of_end("generalisation", "n", SAMPLES, by_samples, -1),
+            *rates.of_end("generalisation", "λ", family.curvatures, by_curvature, -1),
         ],
     )
