@@ -121,7 +121,7 @@ def test_the_program(tmp_path, capsys):
         "--theorems",
         "regulariser",
         "--steps",
-        "1000",
+        "2000",
         "--seeds",
         "3",
         "--root",
@@ -143,8 +143,17 @@ def test_the_program(tmp_path, capsys):
     assert capsys.readouterr().out.count("done before") == 2
 
 
+@pytest.mark.parametrize("name", stages.PROBLEMS)
+def test_the_fewest_steps_have_a_first_stage(name):
+    case = stages.PROBLEMS[name]
+    for curvature in case.curvatures:
+        setup = stages.set_up(case.make(curvature), 2, 5 * theory.LEAST)
+        lowest = stages.ALPHAS[0] if curvature == case.curvatures[0] else 1.0
+        assert setup.schedule(lowest)
+
+
 def test_bad_flags_are_named(capsys, tmp_path):
-    for flag, value in (("--theorems", "concave"), ("--steps", "999"), ("--seeds", "0")):
+    for flag, value in (("--theorems", "concave"), ("--steps", "1999"), ("--seeds", "0")):
         with pytest.raises(SystemExit):
             theory.main([flag, value])
         assert flag in capsys.readouterr().err
