@@ -34,6 +34,8 @@ def test_all_methods_have_as_many_own_settings_and_grids_are_by_factors_of_two(d
         np.testing.assert_allclose(np.divide(one.rates[1:], one.rates[:-1]), 2)
         assert len(one.rates) >= 5
         assert not {*one.tuning_seeds} & {*range(1_000)}
+        if one.family != "Games":  # In which methods have momenta of their own, or none.
+            assert {*one.inherited} == {*one.methods[one.plain].own[0]}
 
 
 # Games

@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 import theory
 from error_lines import error_line
-from experiments.theory import convex, fits, promise, rates, runs, stages, sync_period
+from experiments.theory import (
+    convex,
+    fits,
+    promise,
+    rates,
+    runs,
+    stability,
+    stages,
+    sync_period,
+)
 from experiments.theory.lookaheads import decaying
-from experiments.theory.problems import mean
+from experiments.theory.problems import mean, sine
 from x64 import enable_x64
 
 
@@ -52,6 +61,29 @@ def test_the_error_falls_slower_with_a_small_alpha():
     assert abs(row(rates.of_sgd(seen), "excess")["value"]) < 0.05
 
 
+def test_the_error_falls_faster_than_theorem_3_says():
+    """By more than 2α − 1, the exponent of its second term; and the slower the smaller α is."""
+    problem = sine(0.5, np.pi, np.pi + 5, 4, 1.0)
+    seen = rates.run(problem, 50, 8, rates.looks(4_000))
+    found = rates.of_optimisation(seen, [1 - 2 * alpha for alpha in rates.ALPHAS])
+    flat, steep = (row(found, f"optimisation error against kT, α = {a}") for a in (0.25, 0.75))
+    for one in (flat, steep):
+        assert one["high"] < one["predicted"] - 0.1
+    assert steep["high"] < flat["low"] - 0.1
+
+
+def test_runs_on_data_that_differ_in_a_sample_end_apart_as_stability_has_it(monkeypatch):
+    """The farther the larger α and kT and the smaller n are; in α and kT within the bound."""
+    monkeypatch.setattr(stability, "SAMPLES", (20, 80))
+    problem = convex.hard(1.0, 40, 2)
+    kind = stability.Kind(lambda _: problem, (0.0,), (1, 0.5, -1))
+    part = stability.measure(kind, 10, 4_000)
+    for factor, bound in (("α", 1), ("kT", 0.5)):
+        found = row(part, f"distance against {factor}")
+        assert 0.1 < found["low"] < found["high"] < bound
+    assert row(part, "distance against n")["high"] < -0.3
+
+
 def test_the_stages_of_theorem_4_reach_what_they_promise():
     """At the slow weights too, for which the proof does not speak."""
     problem = mean(1.0, 5, 3.0, 0.3)
@@ -89,7 +121,7 @@ def test_the_program(tmp_path, capsys):
         "--theorems",
         "regulariser",
         "--steps",
-        "1000",
+        "2000",
         "--seeds",
         "3",
         "--root",
@@ -111,8 +143,17 @@ def test_the_program(tmp_path, capsys):
     assert capsys.readouterr().out.count("done before") == 2
 
 
+@pytest.mark.parametrize("name", stages.PROBLEMS)
+def test_the_fewest_steps_have_a_first_stage(name):
+    case = stages.PROBLEMS[name]
+    for curvature in case.curvatures:
+        setup = stages.set_up(case.make(curvature), 2, 5 * theory.LEAST)
+        lowest = stages.ALPHAS[0] if curvature == case.curvatures[0] else 1.0
+        assert setup.schedule(lowest)
+
+
 def test_bad_flags_are_named(capsys, tmp_path):
-    for flag, value in (("--theorems", "concave"), ("--steps", "999"), ("--seeds", "0")):
+    for flag, value in (("--theorems", "concave"), ("--steps", "1999"), ("--seeds", "0")):
         with pytest.raises(SystemExit):
             theory.main([flag, value])
         assert flag in capsys.readouterr().err

@@ -103,10 +103,20 @@ def test_learning_rates_are_a_factor_of_two_apart_and_all_methods_have_as_many_s
     found = supervised.regimes(load("digits"))
     for one in found:
         assert set(np.divide(one.rates[1:], one.rates[:-1])) <= {2.0}
+        assert set(one.inherited) == set(one.methods["sgd"].own[0]), "the others have what is best"
         counts = {len({*map(str, method.own)}) for method in one.methods.values()}
         assert counts == ({4} if one.name != "decayed" else {4, 4 * len(supervised.MOMENTA)})
     assert min(len(one.rates) for one in found if one.name != "too_large") >= 5
     assert not set(TUNING_SEEDS) & set(range(1000))
+
+
+def test_the_rate_that_is_too_large_is_four_times_the_best_for_plain_sgd():
+    asked = []
+    constant = regime()  # In which that is 1.
+    large = supervised.too_large(constant, regime(scores=lambda *args: asked.append(args)))
+    large.scores("other", [{"size": 3}], (5, 6), True)
+    assert asked == [("other", [{"size": 3, "learning_rate": 4.0}], (5, 6), True)]
+    assert large.rates == (), "it is not tuned"
 
 
 # Verdicts
@@ -228,25 +238,32 @@ def test_each_advice_has_its_row():
 
 
 AVERAGES = {"ema", "primal_averaging"}
-HELPED = {
-    **{name: set() for name in ("decayed", "batch_8", "batch_128", "few_samples", "flipped")},
-    "constant": AVERAGES,
-    "flipped_constant": AVERAGES | {"schedule_free", "multilayer_lookahead"},
-    "too_large": set(supervised.METHODS) - {"sgd", "snoo"},
-    "tasks_told": set(),
-    "tasks_not_told": set(supervised.METHODS) - {"sgd", "slrla_released"},
-    "language": AVERAGES | {"snoo"},
-    "language_decayed": {"snoo"},
-    "game": set(games.METHODS) - {"sgd"},
-    "noisy_game": set(games.METHODS) - {"sgd"},
+NONE: set[str] = set()
+# What the pages say that helps, and that hurts.
+SAID = {
+    **{name: (NONE, NONE) for name in ("decayed", "few_samples", "flipped", "momentum_0")},
+    **{name: (NONE, {"snoo"}) for name in ("batch_8", "batch_8_constant")},
+    **{name: (NONE, {"schedule_free"}) for name in ("batch_128", "momentum_0.5", "momentum_0.95")},
+    "constant": (AVERAGES, {"schedule_free"}),
+    "flipped_constant": (AVERAGES | {"schedule_free", "multilayer_lookahead"}, NONE),
+    "too_large": (set(supervised.METHODS) - {"sgd", "snoo"}, {"snoo"}),
+    "tasks_told": (NONE, {"multilayer_lookahead", "schedule_free"}),
+    "tasks_not_told": (set(supervised.METHODS) - {"sgd", "slrla_released"}, NONE),
+    "language": (AVERAGES | {"snoo"}, {"multilayer_lookahead", "slrla"}),
+    "language_decayed": ({"snoo"}, {"ema"}),
+    **{name: (set(games.METHODS) - {"sgd"}, NONE) for name in ("game", "noisy_game")},
 }
 
 
-@pytest.mark.parametrize("name", HELPED)
-def test_what_helps_is_what_the_pages_say(name):
+@pytest.mark.parametrize("name", SAID)
+def test_what_helps_and_what_hurts_is_what_the_pages_say(name):
     rows = rows_of(json.loads((RESULTS / "results.json").read_text()))
     (row,) = [row for row in rows if row.name == name]
-    assert {m for m, cell in row.others.items() if cell.verdict == "helps"} == HELPED[name]
+    found = [
+        {method for method, cell in row.others.items() if cell.verdict == verdict}
+        for verdict in (verdicts.HELPS, verdicts.HURTS)
+    ]
+    assert found == list(SAID[name])
 
 
 # The program
