@@ -2,7 +2,8 @@
 
 Plain are simultaneous gradient descent–ascent steps of both players. All others are around these
 steps, so that a sync or a prox is of both players together; beside the methods of the map are
-those that are meant for games. An extragradient step takes two gradients, and is taken half as
+those that are meant for games. Momentum is tuned for plain steps and for these; the methods of the
+map stand around steps without it. An extragradient step takes two gradients, and is taken half as
 often. Every seed draws its own game, where the players begin, and the batches.
 """
 
