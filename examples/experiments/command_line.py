@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import flags
+from experiments import flags, processes
 from experiments.checkpoints import CheckpointError
 from experiments.config import Config, SettingError
 from experiments.data import ALIASES, DATASETS
@@ -372,7 +372,10 @@ def program(
             parser = make_parser()
             args = parser.parse_args(argv)
             try:
+                processes.join(args)
                 return body(args, parser)
+            except processes.Elsewhere:
+                return 1
             except SettingError as error:
                 code, line = 2, f"error: {parser.flag_of(error.setting)}: {error}"
             except CheckpointError as error:
