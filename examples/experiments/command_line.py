@@ -384,6 +384,8 @@ def program(
                 what = "resumes from there" if error.saved else "runs what is not finished"
                 code = 128 + (error.number or signal.SIGTERM)
                 line = f"{error}; {again} {what}"
+                if not processes.is_writer():  # All have stopped; one says it.
+                    return code
             except BrokenPipeError:  # As of `| head`, which has read enough.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 128 + signal.SIGPIPE

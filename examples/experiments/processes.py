@@ -222,7 +222,7 @@ def _check_port(coordinator: str) -> None:
         socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
     except OSError as error:
         raise SettingError(
-            "coordinator", f"cannot have port {port} here: {error.strerror}"
+            "coordinator", f"cannot have port {port} here: {os.strerror(error.errno)}"
         ) from error
 
 
