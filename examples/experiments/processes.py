@@ -14,6 +14,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -30,6 +31,10 @@ SILENCE = 60
 # A process whose flags are wrong exits with this code.
 WRONG = 2
 LONGEST_PATH = 4096
+
+
+# Errors after which all processes end.
+_known_to_all: list[BaseException] = []
 
 
 class Elsewhere(Exception):
@@ -179,9 +184,33 @@ def together() -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-    failed = multihost_utils.process_allgather(np.asarray(failure is not None)).ravel()
+    # What has failed elsewhere is told there.
+    own = failure is not None and not isinstance(failure, Elsewhere)
+    failed = multihost_utils.process_allgather(np.asarray(own)).ravel()
     if failed.any():
-        raise (failure if failure and failed.argmax() == index() else Elsewhere()) from failure
+        known = failure if own and failed.argmax() == index() else Elsewhere()
+        _known_to_all.append(known)
+        raise known from failure
+
+
+def leave(error: BaseException, code: int) -> None:
+    """Ends this process at once if the others do not know that it has failed.
+
+    JAX would wait for them, which wait for this one.
+    """
+    if count() > 1 and error not in _known_to_all:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def end_if_alone(error: Exception) -> None:
+    """Ends this process with a line if it has failed where others may not have, or are gone.
+
+    Orbax would wait for them, with which it saves checkpoints.
+    """
+    if count() > 1:
+        reason = str(error).partition("\n")[0]
+        _end(1, f"process {index()} of {count()} cannot go on: {reason}")
 
 
 @contextmanager
@@ -236,10 +265,13 @@ def _give_up(
         line = f"--coordinator: nothing answers at {coordinator}"
     else:
         line = f"--num_processes: not all {num_processes} have come to {coordinator}"
-    program = Path(sys.argv[0]).name
-    # Only so does a process end that waits inside of JAX.
-    os.write(2, f"{program}: error: {line} within {within:g} seconds\n".encode())
-    os._exit(WRONG)
+    _end(WRONG, f"error: {line} within {within:g} seconds")
+
+
+def _end(code: int, line: str) -> NoReturn:
+    """Prints a line and ends the process, also where another thread of it waits inside of JAX."""
+    os.write(2, f"{Path(sys.argv[0]).name}: {line}\n".encode())
+    os._exit(code)
 
 
 def _answers(coordinator: str) -> bool:

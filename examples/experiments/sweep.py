@@ -24,7 +24,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments import data, processes, settings
-from experiments.checkpoints import Checkpoints, NoCheckpoints, OtherRun
+from experiments.checkpoints import CheckpointError, Checkpoints, NoCheckpoints, OtherRun
 from experiments.config import Config, SettingError
 from experiments.data import Data, DataError
 from experiments.devices import seeds_together_are_faster
@@ -146,7 +146,8 @@ def run(sweep: Sweep, console: Console | None = None) -> int:
     folders = run_folder(sweep.root, sweep.name, otherwise=sweep.otherwise, resume=sweep.resume)
     stops = Stop() if processes.count() == 1 else StopTogether()
     with processes.folder_of_all(folders) as folder, stops as stop:
-        about, log = open_folder(sweep, runs, folder)
+        with processes.together():
+            about, log = open_folder(sweep, runs, folder)
         say(console, *introduction(runs, about, log))
         diverged: dict[str, list[str]] = {}
         lines: Sequence[str] = ()
@@ -177,6 +178,9 @@ def run(sweep: Sweep, console: Console | None = None) -> int:
                         except Diverged as error:
                             diverged.setdefault(entry.label, []).append(str(error))
                             progress.say(str(error))
+                        except (CheckpointError, jax.errors.JaxRuntimeError) as error:
+                            processes.end_if_alone(error)
+                            raise
                 done = [e.label for e in sweep.entries[:number] if e.label not in diverged]
                 results = Results(
                     folder,
