@@ -28,6 +28,7 @@ from experiments.command_line import (
 from experiments.config import Config
 from experiments.flags import Parser
 from experiments.optimizers import OPTIMIZERS
+from experiments.processes import add_processes
 from experiments.sweep import Entry, Sweep
 
 BASE = Config(stages_in="steps", whole_cycles=True, beta=0.01, recalibrate=False)
@@ -70,6 +71,7 @@ def make_parser() -> Parser:
         f"(default: {','.join(COMPARED)})",
     )
     add_sweep(parser, seeds=5, name="--name")
+    add_processes(parser)
     return parser
 
 

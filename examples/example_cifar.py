@@ -29,6 +29,7 @@ from experiments.configs.lookbehind import CIFAR as BASE
 from experiments.configs.lookbehind import CIFAR10_STD
 from experiments.flags import Parser
 from experiments.optimizers import OPTIMIZERS
+from experiments.processes import add_processes
 
 MINIMIZERS = ("sgd", "sam", "asam", "lookbehind_sam", "lookbehind_asam")
 ADAPTIVE = -1.0
@@ -105,6 +106,7 @@ def make_parser() -> Parser:
     )
     add_sweep(parser)
     add_checkpoints(parser, "--epochs")
+    add_processes(parser)
     return parser
 
 

@@ -29,6 +29,7 @@ from experiments.command_line import (
 from experiments.config import Config, SettingError
 from experiments.flags import Parser
 from experiments.optimizers import INNER
+from experiments.processes import add_processes
 from experiments.sweep import Sweep
 
 BASE = Config(dataset="cifar10", model="ResNet-18", input_norm=False, epochs=100, batch_size=128)
@@ -118,6 +119,7 @@ def make_parser() -> Parser:
     )
     add_sweep(parser)
     add_checkpoints(parser, "--tr_epochs")
+    add_processes(parser)
     return parser
 
 

@@ -15,11 +15,12 @@ import functools
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import flags
+from experiments import flags, processes
 from experiments.checkpoints import CheckpointError
 from experiments.config import Config, SettingError
 from experiments.data import ALIASES, DATASETS
@@ -372,21 +373,34 @@ def program(
             parser = make_parser()
             args = parser.parse_args(argv)
             try:
+                processes.join(args)
                 return body(args, parser)
+            except processes.Elsewhere:
+                return 1
             except SettingError as error:
-                code, line = 2, f"error: {parser.flag_of(error.setting)}: {error}"
+                failure, code = error, 2
+                line = f"error: {parser.flag_of(error.setting)}: {error}"
             except CheckpointError as error:
-                code, line = 1, str(error)
+                failure, code, line = error, 1, str(error)
             except Stopped as error:
                 what = "resumes from there" if error.saved else "runs what is not finished"
                 code = 128 + (error.number or signal.SIGTERM)
                 line = f"{error}; {again} {what}"
+                if not processes.is_writer():  # All have stopped; one says it.
+                    return code
+                failure = None
             except BrokenPipeError:  # As of `| head`, which has read enough.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 128 + signal.SIGPIPE
-            except KeyboardInterrupt:
-                code, line = 128 + signal.SIGINT, "interrupted"
+            except KeyboardInterrupt as error:
+                failure, code, line = error, 128 + signal.SIGINT, "interrupted"
+            except Exception as error:
+                if processes.count() == 1:
+                    raise
+                failure, code, line = error, 1, "".join(traceback.format_exception(error))
             print(f"{parser.prog}: {line}", file=sys.stderr)
+            if failure is not None:
+                processes.leave(failure, code)
             return code
 
         return main

@@ -1,8 +1,8 @@
 """The steps, compiled for the available devices.
 
 Devices share a batch by `jax.jit` over a mesh: the compiler splits the work, and BatchNorm sees
-the whole batch. Several seeds may be trained together; whatever belongs to a seed then has a
-leading axis.
+the whole batch. Where they belong to several processes, each of these transfers its own part of a
+batch. Several seeds may be trained together; whatever belongs to a seed then has a leading axis.
 """
 
 import functools
@@ -34,14 +34,16 @@ class Steps(NamedTuple):
     """Compiled steps, and functions that transfer to the devices and back.
 
     Attributes:
-      count: number of devices that share a batch.
+      count: number of devices that share a batch, those of all processes together.
       train: takes pool, state and batches to a new state and losses; the state is donated.
       evaluate: `eval_step` of pool, params, stats, batch and counted.
       statistics: `statistics_step` of pool, params, stats, batch and number.
       put_state: transfers a state, with a leading axis of seeds if there are several.
       put_pool: transfers images and labels to all devices.
-      put_batches: transfers batches with leading axes (seed, step, example) for `train`.
-      put_batch: transfers one batch, or an array beside it, with a leading axis of examples.
+      put_batches: transfers batches with leading axes (seed, step, example) for `train`; each
+        process has its part of the examples.
+      put_batch: transfers one batch, or an array beside it, with a leading axis of examples;
+        each process has its part of these.
       get_sums: transfers the sums of `evaluate` back, with an axis of seeds.
     """
 
@@ -119,6 +121,7 @@ def compile_steps(
     """Compiles the steps for some devices, which share each batch."""
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     everywhere = NamedSharding(mesh, P())
+    from_all_processes = jax.make_array_from_process_local_data
     train = functools.partial(several, functools.partial(train_step, model, tx))
     if together:
         train = jax.vmap(train, in_axes=(None, 0, 0))
@@ -127,17 +130,23 @@ def compile_steps(
     def put_batches(batches: Batch) -> Batch:
         spec = P(None, None, AXIS) if together else P(None, AXIS)
         own = jax.tree.map(lambda x: x if together else x[0], batches)
-        return jax.device_put(own, NamedSharding(mesh, spec))
+        return from_all_processes(NamedSharding(mesh, spec), own)
+
+    def put_state(state: State) -> State:
+        if everywhere.is_fully_addressable:
+            return jax.device_put(state, everywhere)
+        # Equal states of several processes become one.
+        return jax.jit(lambda whole: whole, out_shardings=everywhere)(state)
 
     return Steps(
         count=len(devices),
         train=jax.jit(train, donate_argnums=1, out_shardings=everywhere),
         evaluate=evaluate,
         statistics=statistics,
-        put_state=lambda state: jax.device_put(state, everywhere),
-        put_pool=lambda pool: jax.device_put(pool, everywhere),
+        put_state=put_state,
+        put_pool=lambda pool: from_all_processes(everywhere, pool),
         put_batches=put_batches,
-        put_batch=lambda batch: jax.device_put(batch, NamedSharding(mesh, P(AXIS))),
+        put_batch=lambda batch: from_all_processes(NamedSharding(mesh, P(AXIS)), batch),
         get_sums=lambda sums: jax.tree.map(np.atleast_1d, jax.device_get(sums)),
     )
 

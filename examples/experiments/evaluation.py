@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import processes
 from experiments.data import Data
 from experiments.devices import Steps
 from experiments.steps import Pool, State, Tree
@@ -93,7 +94,7 @@ def score(
                 pools[split], params, stats, steps.put_batch(batch), steps.put_batch(counted)
             )
         )
-        for batch, counted in dataset.eval_batches(split, size, steps.count)
+        for batch, counted in dataset.eval_batches(split, size, steps.count, *processes.share())
     ]
     loss, accuracy = (np.sum(part, axis=0) / size for part in zip(*sums, strict=True))
     return loss, accuracy

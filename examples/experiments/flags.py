@@ -62,6 +62,7 @@ def number(wanted: str, holds: Callable[[Any], bool], kind: type = float) -> Cal
 
 count = number("a whole number, at least 1", lambda n: n >= 1, int)
 seed = number("a whole number from 0 to 2147483647", lambda n: 0 <= n < 2**31, int)
+place = number("a whole number from 0", lambda n: n >= 0, int)
 positive = number("a positive number", lambda x: 0 < x < math.inf)
 not_negative = number("0 or more", lambda x: 0 <= x < math.inf)
 fraction = number("at least 0 and below 1", lambda x: 0 <= x < 1)
@@ -154,6 +155,14 @@ def names_among(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
         return chosen
 
     return parse
+
+
+def address(text: str) -> str:
+    """Parses a host and a port."""
+    host, colon, port = text.rpartition(":")
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
+        raise argparse.ArgumentTypeError(f"must be HOST:PORT, got {text!r}")
+    return text
 
 
 def folder_name(text: str) -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from experiments import processes
 from experiments.run import Run
 from experiments.train import Epoch
 
@@ -16,6 +17,8 @@ Record = dict[str, Any]
 
 class Log:
     """The file of records, which epochs are added to, and from which none is ever lost.
+
+    Of several processes each has the records, and one writes them.
 
     Args:
       path: of the file, which need not exist.
@@ -79,8 +82,9 @@ class Log:
             elif "timing" in (old := before.get((record["seed"], record["epoch"]), {})):
                 record["timing"] = old["timing"]
             self._records.append(record)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_line(record))
+            if processes.is_writer():
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(_line(record))
             return record
 
         return write
@@ -89,6 +93,8 @@ class Log:
         """Writes the whole file, without the records of an entry from some seeds."""
         gone = self.of(*without)
         self._records = [record for record in self._records if record not in gone]
+        if not processes.is_writer():
+            return
         whole = self.path.with_name(f"{self.path.name}.new")
         whole.write_text("".join(map(_line, self._records)), encoding="utf-8")
         os.replace(whole, self.path)
@@ -114,7 +120,7 @@ def read_metrics(path: Path) -> tuple[list[Record], int]:
 @contextmanager
 def event_writer(folder: Path, *, wanted: bool) -> Iterator[Callable[[Record], None]]:
     """Gives a function that writes a record as TensorBoard's events, if that is wanted."""
-    if not wanted:
+    if not (wanted and processes.is_writer()):
         yield lambda record: None
         return
     from tensorboardX import SummaryWriter

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 import slrla_jax
+from experiments import processes
 from experiments.checkpoints import OtherRun, differences
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn")
@@ -75,6 +76,7 @@ def circumstances() -> Settings:
             "cpu_count": os.cpu_count(),
             "backend": jax.default_backend(),
             "devices": [device.device_kind for device in jax.devices()],
+            "processes": processes.count(),
         },
     }
 
@@ -83,7 +85,8 @@ def weaker(settings: Settings) -> Iterator[str]:
     """Yields what the processes of a run differ in, so that it may not be equal bit for bit."""
     *earlier, now = settings["processes"]
     for before in earlier[-1:]:
-        there = {**before["versions"], **before["machine"]}
+        # What was run before processes were counted was run on one.
+        there = {"processes": 1, **before["versions"], **before["machine"]}
         here = {**now["versions"], **now["machine"]}
         changed = [
             f"{name} {there.get(name)} before and {here[name]} now"

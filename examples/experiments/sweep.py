@@ -11,6 +11,7 @@ What is finished is not run again, and what was interrupted is resumed.
 """
 
 import importlib.util
+import itertools
 import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -22,8 +23,8 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from experiments import data, settings
-from experiments.checkpoints import Checkpoints, NoCheckpoints, OtherRun
+from experiments import data, processes, settings
+from experiments.checkpoints import CheckpointError, Checkpoints, NoCheckpoints, OtherRun
 from experiments.config import Config, SettingError
 from experiments.data import Data, DataError
 from experiments.devices import seeds_together_are_faster
@@ -31,7 +32,7 @@ from experiments.folders import run_folder
 from experiments.progress import Progress
 from experiments.records import Log, Record, event_writer
 from experiments.run import Run, run_of
-from experiments.signals import Stop
+from experiments.signals import Stop, StopTogether
 from experiments.train import Diverged, Epoch, train
 
 
@@ -89,7 +90,7 @@ class Sweep:
       best_by: the accuracy that the best epoch is chosen by.
       more_epochs: epochs by which a finished run is extended.
       tensorboard: whether to write event files too.
-      one_device: whether to use only one of several devices.
+      one_device: whether to use only one of several devices, in each process.
       further: settings besides the configurations that records depend on.
       run_of: builds a run, as `run.run_of` does.
       train: yields the epochs of a run, as `train.train` does.
@@ -138,12 +139,15 @@ def run(sweep: Sweep, console: Console | None = None) -> int:
       CheckpointError: if a checkpoint is of another run, or damaged, or cannot be written.
       Stopped: if the process was asked to stop.
     """
-    console = console or Screen()
-    check_options(sweep)
-    runs = build(sweep)
-    where = run_folder(sweep.root, sweep.name, otherwise=sweep.otherwise, resume=sweep.resume)
-    with where as folder, Stop() as stop:
-        about, log = open_folder(sweep, runs, folder)
+    console = console or Screen(quiet=not processes.is_writer())
+    with processes.together():
+        check_options(sweep)
+        runs = build(sweep)
+    folders = run_folder(sweep.root, sweep.name, otherwise=sweep.otherwise, resume=sweep.resume)
+    stops = Stop() if processes.count() == 1 else StopTogether()
+    with processes.folder_of_all(folders) as folder, stops as stop:
+        with processes.together():
+            about, log = open_folder(sweep, runs, folder)
         say(console, *introduction(runs, about, log))
         diverged: dict[str, list[str]] = {}
         lines: Sequence[str] = ()
@@ -174,6 +178,9 @@ def run(sweep: Sweep, console: Console | None = None) -> int:
                         except Diverged as error:
                             diverged.setdefault(entry.label, []).append(str(error))
                             progress.say(str(error))
+                        except (CheckpointError, jax.errors.JaxRuntimeError) as error:
+                            processes.end_if_alone(error)
+                            raise
                 done = [e.label for e in sweep.entries[:number] if e.label not in diverged]
                 results = Results(
                     folder,
@@ -182,7 +189,7 @@ def run(sweep: Sweep, console: Console | None = None) -> int:
                     diverged=[line for of_entry in diverged.values() for line in of_entry],
                     settings=about,
                 )
-                lines = sweep.report(results)
+                lines = sweep.report(results) if processes.is_writer() else ()
         say(console, "", *lines, f"All of it is in {folder.resolve()}")
     return 1 if diverged else 0
 
@@ -208,10 +215,12 @@ def build(sweep: Sweep) -> dict[str, Run]:
       SettingError: as `dataset_of` and `run_of` do, or if there is no device.
     """
     try:
-        devices = jax.devices()[: 1 if sweep.one_device else None]
+        devices = sorted(jax.devices(), key=_process_of)
     except (AssertionError, RuntimeError) as error:
         platforms = jax.config.jax_platforms
         raise SettingError("JAX_PLATFORMS", f"JAX finds no device of {platforms!r}") from error
+    if sweep.one_device:
+        devices = [next(of_one) for _, of_one in itertools.groupby(devices, _process_of)]
     datasets: dict[Hashable, Data] = {}
     runs = {}
     for entry in sweep.entries:
@@ -240,13 +249,17 @@ def open_folder(sweep: Sweep, runs: Mapping[str, Run], folder: Path) -> tuple[Re
         finished, or a run is longer than it would be.
     """
     try:
-        fingerprints = {e.label: fingerprint(sweep, e, runs[e.label]) for e in sweep.entries}
-        path = folder / "settings.json"
-        about = settings.merged(path, fingerprints, sweep.seeds, sweep.more_epochs, sweep.flag_of)
-        log = Log(folder / "metrics.jsonl")
+        with processes.together():  # All have read before one writes.
+            fingerprints = {e.label: fingerprint(sweep, e, runs[e.label]) for e in sweep.entries}
+            path = folder / "settings.json"
+            about = settings.merged(
+                path, fingerprints, sweep.seeds, sweep.more_epochs, sweep.flag_of
+            )
+            log = Log(folder / "metrics.jsonl")
         for entry in sweep.entries if sweep.checkpoint else ():
             check_checkpoints(sweep, entry, runs[entry.label], folder)
-        settings.write_json(path, about)
+        if processes.is_writer():
+            settings.write_json(path, about)
         log.save()
     except OtherRun as error:
         if "epochs" not in error.names:
@@ -373,6 +386,10 @@ def dataset_of(config: Config, data_path: Path | None) -> Data:
             except DataError as error:
                 raise SettingError(setting, str(error)) from error
     return dataset
+
+
+def _process_of(device: jax.Device) -> int:
+    return device.process_index
 
 
 def _data_of(config: Config) -> Hashable:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import devices
+from experiments import devices, processes
 from experiments.checkpoints import Checkpoints, NoCheckpoints
 from experiments.evaluation import RECALIBRATION_BATCHES, evaluate
 from experiments.run import Run
@@ -101,8 +101,8 @@ def train(
     compiled = devices.compile_steps(run.model, run.tx, tuple(run.devices), together=len(seeds) > 1)
     pools = {split: compiled.put_pool(run.dataset.pool(split)) for split in run.dataset.splits}
     state = _together([start(run.model, run.tx, seed) for seed in seeds])
-    done, state, records = checkpoints.restore(state) or (0, state, [])
     state = compiled.put_state(state)
+    done, state, records = checkpoints.restore(state) or (0, state, [])
     yield from (Epoch(record, {}, state if record["steps"] == done else None) for record in records)
 
     stream = _batches(run, seeds, start=done)
@@ -245,8 +245,10 @@ def _together(states: Sequence[State]) -> State:
 
 
 def _batches(run: Run, seeds: Sequence[int], start: int) -> Iterator[Any]:
-    """Yields batches with a leading axis of seeds, from step `start` on."""
-    streams = [run.dataset.train_batches(seed, run.batch_size, start) for seed in seeds]
+    """Yields this process's part of batches with a leading axis of seeds, from step `start` on."""
+    index, count = processes.share()
+    size = run.batch_size // count
+    streams = [run.dataset.train_batches(seed, size, start, index, count) for seed in seeds]
     for parts in zip(*streams, strict=True):
         yield jax.tree.map(lambda *x: np.stack(x), *parts)
 

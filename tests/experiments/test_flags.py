@@ -92,6 +92,8 @@ CHANGED = {
 }
 # Flags after which nothing is run: there are tests of what they print.
 PRINTED = {"help", "list", "dry_run", "recipes"}
+# Flags that say on how many processes something is run; their tests are in test_processes.py.
+PROCESSES = {"coordinator", "num_processes", "process_id", "distributed", "connect_within"}
 
 
 @pytest.fixture
@@ -134,7 +136,7 @@ def asked_of(monkeypatch):
 
 
 def actions_of(program):
-    return {a.dest: a for a in program.make_parser()._actions if a.dest not in PRINTED}
+    return {a.dest: a for a in program.make_parser()._actions if a.dest not in PRINTED | PROCESSES}
 
 
 @pytest.mark.parametrize("program", OTHER, ids=lambda program: program.__name__)

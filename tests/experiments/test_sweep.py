@@ -11,6 +11,8 @@ import pytest
 from experiments import data
 from experiments.command_line import SETTINGS, single
 from experiments.config import Config
+from experiments.flags import Parser
+from experiments.processes import add_processes
 
 SMALL = "--dataset digits --network softmax --input_norm --tr_epochs 2 --milestones 1"
 FLAGS = [*SMALL.split(), "--train_batch_size", "40", "--exp_name", "mine"]
@@ -97,7 +99,10 @@ def named(program):
 
 @pytest.mark.parametrize("program", OTHER, ids=named)
 def test_all_flags_are_listed_here(program):
-    dests = {action.dest for action in program.make_parser()._actions} - {"help"}
+    processes = Parser()  # Their flags are tested in test_processes.py.
+    add_processes(processes)
+    dests = {action.dest for action in program.make_parser()._actions}
+    dests -= {action.dest for action in processes._actions}
     assert dests == OTHER[program].keys() | OPTIONS.keys()
     assert set(SETTINGS) <= FIELDS
 

@@ -125,14 +125,43 @@ class Dataset(Data):
         """Images and labels of a split, into which batches are indices."""
         return getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
 
-    def train_batches(self, seed: int, batch_size: int, start_step: int = 0) -> Iterator[Batch]:
-        """Batches of indices, without end; see `batches`."""
-        return batches(seed, self.train_size, batch_size, start_step)
+    def train_batches(
+        self,
+        seed: int,
+        batch_size: int,
+        start_step: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> Iterator[Batch]:
+        """Batches of indices, without end; see `batches`.
+
+        Args:
+          seed: of the orders.
+          batch_size: number of images per batch and process.
+          start_step: number of batches to skip.
+          process_index: index of this process, which has this part of each batch.
+          process_count: number of processes, which share batches as one process has them.
+        """
+        own = slice(process_index * batch_size, (process_index + 1) * batch_size)
+        for whole in batches(seed, self.train_size, process_count * batch_size, start_step):
+            yield whole[own]
 
     def eval_batches(
-        self, split: str, size: int, devices: int
+        self,
+        split: str,
+        size: int,
+        devices: int,
+        process_index: int = 0,
+        process_count: int = 1,
     ) -> Iterator[tuple[Batch, np.ndarray]]:
         """The first images of a split, in batches of equal size, a multiple of the devices.
+
+        Args:
+          split: name of the split.
+          size: number of images.
+          devices: number of devices, those of all processes together.
+          process_index: as in `train_batches`.
+          process_count: as in `train_batches`.
 
         Yields:
           Indices, and a mask of those that count: the last batch may be padded.
@@ -140,8 +169,9 @@ class Dataset(Data):
         del split  # Indices are the same in all.
         largest = EVAL_BATCH if self.image_size is None else LARGE_EVAL_BATCH
         batch_size = -(-min(largest, size) // devices) * devices
-        for start in range(0, size, batch_size):
-            indices = np.arange(start, start + batch_size, dtype=np.int32)
+        share = batch_size // process_count
+        for start in range(process_index * share, size + process_index * share, batch_size):
+            indices = np.arange(start, start + share, dtype=np.int32)
             yield np.minimum(indices, size - 1), indices < size
 
     def fingerprint(self) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -113,21 +114,37 @@ class Stream(Data):
         raise DataError(f"images of {self.name} have {SIZE} pixels a side, and cannot have {size}")
 
     def eval_batches(
-        self, split: str, size: int, devices: int
+        self,
+        split: str,
+        size: int,
+        devices: int,
+        process_index: int = 0,
+        process_count: int = 1,
     ) -> Iterator[tuple[Batch, np.ndarray]]:
         """The test images, in batches of equal size, a multiple of the number of devices.
 
+        Args:
+          split: name of the split.
+          size: number of images.
+          devices: number of devices, those of all processes together.
+          process_index: as in `train_batches`.
+          process_count: as in `train_batches`. All processes have equally many batches.
+
         Yields:
-          Images and labels, and a mask of those that count: the last batch may be padded.
+          Images and labels, and a mask of those that count: the last batches may be padded.
         """
         del split  # Only `test` is evaluated.
-        batch_size = -(-min(LARGE_EVAL_BATCH, size) // devices) * devices
-        for images, labels in self.test_batches(batch_size):
-            missing = batch_size - len(labels)
+        share = -(-min(LARGE_EVAL_BATCH, size) // devices) * devices // process_count
+        nothing = np.zeros((0, *self.image_shape), np.uint8), np.zeros(0, np.int32)
+        own = itertools.chain(
+            self.test_batches(share, process_index, process_count), itertools.repeat(nothing)
+        )
+        for images, labels in itertools.islice(own, -(-size // (share * process_count))):
+            missing = share - len(labels)
             padded = tuple(
                 np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for x in (images, labels)
             )
-            yield padded, np.arange(batch_size) < len(labels)
+            yield padded, np.arange(share) < len(labels)
 
     def train_batches(
         self,
