@@ -30,7 +30,8 @@ KINDS = [
     "VGG-11",
     "VGG-16-BN",
 ]
-NORMALISED = [name for name in NAMES if name not in ("softmax", "VGG-11", "VGG-16", "VGG-19")]
+UNCONVOLVED = {"softmax", "mlp"}
+NORMALISED = [name for name in NAMES if name not in {*UNCONVOLVED, "VGG-11", "VGG-16", "VGG-19"}]
 
 
 def rngs(seed=0):
@@ -113,7 +114,7 @@ def test_shapes_and_dtypes(name, dtype):
     assert jax.tree.map(lambda x: x.dtype, new_rest) == jax.tree.map(lambda x: x.dtype, rest)
 
     compute = "f32" if dtype is None else "bf16"
-    assert dtypes("conv_general_dilated", jaxpr) == (set() if name == "softmax" else {compute})
+    assert dtypes("conv_general_dilated", jaxpr) == (set() if name in UNCONVOLVED else {compute})
     assert dtypes("reduce_sum", jaxpr) == ({"f32"} if name in NORMALISED else set())
 
 
