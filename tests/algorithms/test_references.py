@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 import references
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from x64 import enable_x64
 
@@ -30,8 +30,10 @@ NOISE = 0.5 * np.array(NOISE)
 
 # The gradient below belongs to a strongly convex loss (more precisely, it is a monotone map),
 # so that rounding errors are not amplified along the path. In float32 a step rounds weights of
-# at most 3 by about 2^-22 a few times, which is less than 5e-5 in 40 steps.
+# at most 3 by about 2^-22 a few times, which is less than 5e-5 in 40 steps. Where an outer step is
+# so large that the weights grow, it rounds in proportion.
 TOLERANCE = {"float64": 1e-10, "float32": 5e-5}
+USUAL_WEIGHTS = 3
 
 OPTIMIZERS = {
     "sgd": (lambda lr: optax.sgd(lr), references.SGD),
@@ -121,9 +123,9 @@ def expect(path, algorithm, dtype="float64", amplified=1.0, **arguments):
     )
     for name, have, wanted in zip(("fast", "slow"), path, want, strict=True):
         assert have.dtype == dtype
-        np.testing.assert_allclose(
-            have, wanted, rtol=0, atol=amplified * TOLERANCE[dtype], err_msg=f"{name} weights"
-        )
+        grown = max(1, np.abs(wanted).max() / USUAL_WEIGHTS)
+        atol = amplified * grown * TOLERANCE[dtype]
+        np.testing.assert_allclose(have, wanted, rtol=0, atol=atol, err_msg=f"{name} weights")
 
 
 def assert_same_bits(path, want):
@@ -779,6 +781,7 @@ numbers_of_snoo = st.fixed_dictionaries(
 @every_optimizer
 @few(10)
 @given(sync_moments=st.sampled_from(["keep", "reset"]), numbers=numbers_of_snoo)
+@example(sync_moments="reset", numbers={"lr": 0.3, "k": 4, "outer_lr": 1.0, "mu": 0.7178})
 def test_snoo_with_traced_numbers(optimizer, dtype, sync_moments, numbers):
     path = train(snoo, optimizer, sync_moments, dtype=dtype, **numbers)
     expect_snoo(path, optimizer, sync_moments, **numbers, dtype=dtype)

@@ -32,9 +32,8 @@ class Stopping(signals.StopTogether):
         return super().requested
 
 
-NETWORKS["tiny"] = Tiny
-
 if __name__ == "__main__":
+    NETWORKS["tiny"] = Tiny
     if "STOP_AT" in os.environ:
         from experiments import sweep
 

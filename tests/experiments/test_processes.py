@@ -19,6 +19,7 @@ from error_lines import error_line
 from experiments import data, sweep, trained
 from experiments.config import Config
 from experiments.data.stream import Stream
+from experiments.models import NETWORKS
 
 EXAMPLES = Path(launch.__file__).parent
 PROGRAM = batchnorm_program.__file__
@@ -57,6 +58,7 @@ def on_one(folder, monkeypatch, *, devices, flags=SMALL):
     with monkeypatch.context() as patched:
         patched.chdir(folder)
         patched.setattr(jax, "devices", lambda: some)
+        patched.setitem(NETWORKS, "tiny", batchnorm_program.Tiny)
         return main.main(flags.split())
 
 
@@ -67,7 +69,9 @@ def metrics(folder):
 
 
 def weights(folder):
-    run = trained.load(folder / "runs/mine/checkpoints/seed_0")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(NETWORKS, "tiny", batchnorm_program.Tiny)
+        run = trained.load(folder / "runs/mine/checkpoints/seed_0")
     return jax.tree.leaves((run.params, run.stats))
 
 
