@@ -42,9 +42,9 @@ OVER_B0 = [name for name in PAGES if re.fullmatch(r"robustness/\w+", name)]
 @pytest.mark.parametrize("name", PAGES)
 def test_a_table_is_that_of_its_numbers(name):
     folder = RESULTS / name
-    table = (folder / "table.md").read_text()
-    assert table == PAGES[name](json.loads((folder / "results.json").read_text()))
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", table):
+    text = (folder / "table.md").read_text()
+    assert text == PAGES[name](json.loads((folder / "results.json").read_text()))
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert 10_000 < (folder / picture).stat().st_size < 300_000
 
 
