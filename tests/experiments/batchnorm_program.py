@@ -2,9 +2,11 @@
 
 With `STOP_AT=N` process 1 asks to be stopped after its N-th step, as by Ctrl-C. With `SILENCE=S`
 the processes give up one that is silent for S seconds. With `RESTORED` each keeps the arrays that
-it has restored from a checkpoint, in a file of its own.
+it has restored from a checkpoint, and with `SEEN` the labels of the images that a stream has given
+it, in a file of its own.
 """
 
+import math
 import os
 import signal
 import sys
@@ -13,15 +15,16 @@ import jax
 import jax.numpy as jnp
 import main as program
 import numpy as np
-from experiments import processes, signals, sweep
+from experiments import data, processes, signals, sweep
 from experiments.checkpoints import Checkpoints
+from experiments.data import stream
 from experiments.models import NETWORKS
 from flax import nnx
 
 
 class Tiny(nnx.Module):
     def __init__(self, image_shape, classes, *, dtype=None, rngs):
-        self.hidden = nnx.Linear(image_shape[0] * image_shape[1], 16, dtype=dtype, rngs=rngs)
+        self.hidden = nnx.Linear(math.prod(image_shape), 16, dtype=dtype, rngs=rngs)
         self.norm = nnx.BatchNorm(16, rngs=rngs)
         self.head = nnx.Linear(16, classes, rngs=rngs)
 
@@ -56,12 +59,26 @@ def _data(leaf):
     return jax.random.key_data(leaf) if is_key else leaf
 
 
+class Seen(data.Stream):
+    def train_batches(self, *given):
+        with open(f"seen_{processes.index()}.txt", "a") as file:
+            for images, labels in super().train_batches(*given):
+                print(*labels, file=file, flush=True)
+                yield images, labels
+
+
+def seen(folder):
+    return Seen(**vars(stream.imagenet(folder)) | {"workers": 0})
+
+
 def main(argv=None):
     NETWORKS["tiny"] = Tiny
     if "STOP_AT" in os.environ:
         sweep.StopTogether = Stopping
     if "SILENCE" in os.environ:
         processes.SILENCE = int(os.environ["SILENCE"])
+    if "SEEN" in os.environ:
+        data.DATASETS["imagenet2012"] = seen
     if "RESTORED" in os.environ:
         sweep.Checkpoints = Kept
     return program.main(argv)

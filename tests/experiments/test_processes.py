@@ -22,6 +22,7 @@ from experiments import data, native_output, sweep, trained
 from experiments.config import Config
 from experiments.data.stream import Stream
 from forked import ENVIRONMENT, PATH, SECONDS, fork, on_forked
+from published import encoded, write_prepared
 
 EXAMPLES = Path(launch.__file__).parent
 PROGRAM = batchnorm_program.__file__
@@ -174,6 +175,42 @@ def test_all_processes_stop_after_the_same_step(tmp_path):
     )
     assert step[1] in saves(tmp_path)
     assert others == [(143, "", "")] * (PROCESSES - 1)
+
+
+def test_processes_share_what_tensorflow_datasets_has_prepared(tmp_path):
+    """Each image is seen once an epoch, by one process; and they resume within an epoch."""
+    rng = np.random.default_rng(0)
+    images = [
+        {"image": encoded(rng.integers(0, 256, (256, 256, 3), np.uint8)), "label": label}
+        for label in range(4 * PROCESSES)
+    ]
+    examples = [{**image, "file_name": ""} for image in images]
+    write_prepared(tmp_path / "data", "imagenet2012", {"train": examples, "validation": examples})
+    flags = (
+        f"--dataset imagenet --data_path {tmp_path / 'data'} --network tiny --tr_epochs 2 "
+        f"--train_batch_size {2 * PROCESSES} --milestones none --save_every 1 --exp_name mine"
+    )
+
+    def trained_on():
+        """The labels that each process has seen, in the order of the steps."""
+        for code, _, said in on_forked(tmp_path, f"{flags} --resume", PROCESSES, SEEN="1"):
+            assert code == 0, said
+        texts = [path.read_text() for path in sorted(tmp_path.glob("seen_*.txt"))]
+        return np.array([np.fromstring(text, int, sep=" ").reshape(-1, 2) for text in texts])
+
+    labels = trained_on()
+    assert labels.shape == (PROCESSES, 4, 2)
+    for epoch in (labels[:, :2], labels[:, 2:]):
+        assert sorted(epoch.flat) == list(range(4 * PROCESSES))
+    whole, there = arrays(tmp_path), tmp_path / "runs/mine"
+    records = metrics(tmp_path)
+    # They lose the last step, and take it again.
+    shutil.rmtree(there / "checkpoints/seed_0/4")
+    log = there / "metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    np.testing.assert_array_equal(trained_on()[:, 4], labels[:, 3])
+    assert_same_bits(arrays(tmp_path), whole)
+    assert metrics(tmp_path) == records
 
 
 def test_what_is_wrong_on_all_is_said_once(several):
