@@ -5,7 +5,6 @@ compute from it is equal on all of them; the first one, the writer, writes folde
 pictures, and prints.
 """
 
-import logging
 import math
 import os
 import socket
@@ -22,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import flags, native_output
+from experiments import flags, native_output, writes
 from experiments.checkpoints import CheckpointError
 from experiments.config import SettingError
 from experiments.flags import Parser
@@ -152,7 +151,7 @@ def start(
         ) from error
     finally:
         there.set()
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it raises, too.
+    writes.on_failure(end_if_alone)
     with native_output.no_stdout():  # Gloo prints that it is connected.
         told = multihost_utils.process_allgather(np.asarray(num_processes or count())).ravel()
     with together():
