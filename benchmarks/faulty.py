@@ -107,7 +107,7 @@ def nan_gradients(mine: bool, steps: Sequence[int], how: str) -> None:
         def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
             bad = jnp.isnan(x).any(axis=(1, 2, 3), keepdims=True)
             logits = super().__call__(jnp.where(bad, 0, x), train=train)
-            return logits if how == "left_out" else spoiled(logits, bad.reshape(-1, 1))
+            return spoiled(1.0 if how == "left_out" else jnp.nan, logits, bad.reshape(-1, 1))
 
     guards = {
         "guarded": functools.partial(optax.apply_if_finite, max_consecutive_errors=len(steps)),
@@ -141,15 +141,15 @@ def keep_checksums() -> None:
     Checkpoints.save = save
 
 
-@jax.custom_vjp
-def spoiled(x: jax.Array, bad: jax.Array) -> jax.Array:
-    """Returns x, whose gradient is NaN where it is bad."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def spoiled(gradient: float, x: jax.Array, bad: jax.Array) -> jax.Array:
+    """Returns x, and has another gradient where it is bad."""
     return x
 
 
 spoiled.defvjp(
-    lambda x, bad: (x, bad),
-    lambda bad, gradient: (jnp.where(bad, jnp.nan, gradient), None),
+    lambda gradient, x, bad: (x, bad),
+    lambda gradient, bad, own: (jnp.where(bad, gradient, own), None),
 )
 
 

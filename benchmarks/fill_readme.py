@@ -1,9 +1,9 @@
-"""Writes the tables of `results/` into `README.md`, between the marks that name their files.
+"""Writes the tables of `results/` into pages, between the marks that name their files.
 
     python benchmarks/fill_readme.py
 
 A table stands between `<!-- results/NAME.json -->` and `<!-- end -->`. Pages outside of this folder
-name `update.json` by its path from there, and get its ratios of times alone.
+name a file by its path from there. Some get of `update.json` its ratios of times alone.
 """
 
 import json
@@ -14,14 +14,17 @@ from typing import Any
 
 import augment
 import compile_ahead
+import faults
 import lookbehind
 import update
 
 HERE = Path(__file__).parent
+COMPLETE = ("benchmarks/README.md", "examples/many_processes.md")
 SUMMARISED = ("README.md", "docs/comparison.md")
 PROGRAMS = {
     "augment": augment,
     "compile_ahead": compile_ahead,
+    "faults": faults,
     "lookbehind": lookbehind,
     "update": update,
 }
@@ -29,7 +32,8 @@ PROGRAMS = {
 
 def main() -> None:
     """Replaces the text between every pair of marks."""
-    rewrite(HERE / "README.md", tables)
+    for page in COMPLETE:
+        rewrite(HERE.parent / page, tables)
     for page in SUMMARISED:
         rewrite(HERE.parent / page, update.summary)
 

@@ -26,15 +26,18 @@ from published import encoded, write_prepared
 
 EXAMPLES = Path(launch.__file__).parent
 PROGRAM = batchnorm_program.__file__
-SMALL = (
-    "--dataset digits --network tiny --input_norm --train_images 96 --train_batch_size 24 "
-    "--milestones none --lookahead 3_0.8 --tr_epochs 2 --save_every 1 --exp_name mine"
-)
-LONG = SMALL.replace("--tr_epochs 2", "--tr_epochs 4000 --eval_every 4000")
-JOIN = "--coordinator localhost:1 --num_processes 2 --process_id"
 # Four and ten in .ci/full.
 PROCESSES = int(os.environ.get("SLRLA_PROCESSES", "2"))
 KILLS = int(os.environ.get("SLRLA_KILLS", "2"))
+# Four steps each, in which there is room for the kills.
+EPOCHS = max(2, KILLS)
+SHORT = (
+    "--dataset digits --network tiny --input_norm --train_images 96 --train_batch_size 24 "
+    "--milestones none --lookahead 3_0.8 --save_every 1 --exp_name mine"
+)
+SMALL = f"{SHORT} --tr_epochs {EPOCHS}"
+LONG = f"{SHORT} --tr_epochs 4000 --eval_every 4000"
+JOIN = "--coordinator localhost:1 --num_processes 2 --process_id"
 # Seconds of silence after which the processes here give one up.
 SILENCE = 20
 
@@ -95,7 +98,7 @@ def copied(several, tmp_path):
 def test_two_processes_are_one_with_two_devices(several, tmp_path):
     there, done = several
     assert done.stderr == ""
-    assert done.stdout.count("epoch 2/2") == 1
+    assert done.stdout.count(f"epoch {EPOCHS}/{EPOCHS}") == 1
     assert "Gloo" not in done.stdout
     (process,) = json.loads((there / "runs/mine/settings.json").read_text())["processes"]
     assert process["machine"]["processes"] == PROCESSES
