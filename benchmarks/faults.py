@@ -302,7 +302,6 @@ def diloco_replicas(rng: np.random.Generator, times: int) -> list[Fault]:
                 "processes": replicas,
                 "times": times,
                 "finite": bool(jnp.isfinite(ends).all()),
-                "equal": bool((ends == ends[0]).all()),
                 "moved": float(jnp.abs(ends[0] - trained_with(tx, 0 * bad)[0]).max()),
             }
         )
