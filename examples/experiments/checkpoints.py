@@ -78,7 +78,7 @@ class Checkpoints:
         best = BestN(get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False)
         try:
             for unfinished in self.folder.glob(UNFINISHED):
-                shutil.rmtree(unfinished)
+                shutil.rmtree(unfinished, ignore_errors=jax.process_count() > 1)
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
