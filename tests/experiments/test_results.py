@@ -1,5 +1,6 @@
 """The results in the repository: their tables are what the programs make of their numbers."""
 
+import importlib
 import json
 import re
 from functools import partial
@@ -60,3 +61,11 @@ def test_the_pages_of_the_theorems_have_their_numbers():
         quoted = [line for line in text.read_text().splitlines() if re.match(r"\| [^-w]", line)]
         assert quoted
         assert [line for line in quoted if line not in rows] == []
+
+
+def test_the_page_on_processes_has_the_faults(monkeypatch):
+    benchmarks = RESULTS.parent.parent / "benchmarks"
+    monkeypatch.syspath_prepend(benchmarks)
+    faults = importlib.import_module("faults")
+    results = json.loads((benchmarks / "results/faults.json").read_text())
+    assert faults.report(results) in (RESULTS.parent / "many_processes.md").read_text()
