@@ -97,9 +97,7 @@ class Run:
 
     def compiled(self, *, together: bool) -> Steps:
         """Returns the compiled steps; of several seeds `together`, if there are."""
-        return devices.compile_steps(
-            self.model, self.tx, tuple(self.devices), together=together
-        )
+        return devices.compile_steps(self.model, self.tx, tuple(self.devices), together=together)
 
     def flops_per_step(self) -> float | None:
         """Returns the floating-point operations of a step, or None where they are not known."""

@@ -88,9 +88,7 @@ def own_part(state: State) -> Tree:
 def on_one_device(cycle: Cycle, own: Tree, workers: int) -> Cycle:
     """Returns the cycle of all workers by `jax.vmap`, from batches of all of them."""
     axes = jax.tree.map(lambda mine: 0 if mine else None, own)
-    mapped = jax.vmap(
-        cycle, in_axes=(None, None, axes, 1), out_axes=(axes, None), axis_name=AXIS
-    )
+    mapped = jax.vmap(cycle, in_axes=(None, None, axes, 1), out_axes=(axes, None), axis_name=AXIS)
 
     def divided(x: jax.Array) -> jax.Array:
         return x.reshape(len(x), workers, -1, *x.shape[2:])
@@ -108,9 +106,7 @@ def over_devices(cycle: Cycle, own: Tree, mesh: Mesh | AbstractMesh) -> Cycle:
     """
     specs = jax.tree.map(lambda mine: P(AXIS) if mine else P(), own)
 
-    def worker(
-        traced: Traced, pool: Pool, state: State, batches: Batch
-    ) -> tuple[State, jax.Array]:
+    def worker(traced: Traced, pool: Pool, state: State, batches: Batch) -> tuple[State, jax.Array]:
         state = jax.tree.map(lambda mine, x: x[0] if mine else x, own, state)
         state, loss = cycle(traced, pool, state, batches)
         return jax.tree.map(lambda mine, x: x[None] if mine else x, own, state), loss

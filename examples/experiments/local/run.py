@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ class LocalRun(Run):
       config: its configuration.
     """
 
-    config: LocalConfig = LocalConfig()
+    config: LocalConfig = field(default_factory=LocalConfig)
 
     def batches(self, seed: int, start: int) -> Iterator[Any]:
         """Yields batches of this process's workers, each from examples of its own."""
@@ -94,7 +94,7 @@ def run_of_workers(
         )
     shards(dataset, config.split, config.workers, seed=0)
     return LocalRun(
-        **{field.name: getattr(one, field.name) for field in fields(Run)}
+        **{each.name: getattr(one, each.name) for each in fields(Run)}
         | {
             "tx": transformation(config, one.stages),
             "steps_per_dispatch": config.sync_period,
