@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from experiments.devices import AXIS
 from experiments.local.cycle import cycle_of, divided_settings, over_devices, own_part, state_of
@@ -65,7 +65,7 @@ def collectives(lowered: jax.stages.Lowered) -> list[Collective]:
             if name in ROUNDS or name == WHOLE:
                 if not once:
                     raise ValueError(f"{name} is in a loop or a branch")
-                types = [ir_value.type for ir_value in (*inner.operands, *inner.results)]
+                types = [value.type for value in (*inner.operands, *inner.results)]
                 largest = max(types, key=lambda kind: math.prod(kind.shape))
                 yield Collective(name, str(largest.element_type), math.prod(largest.shape))
             elif name == "func.call":
@@ -93,13 +93,15 @@ def sent_in_a_cycle(run: LocalRun) -> float:
 
 @functools.lru_cache(maxsize=32)  # The runs of a sweep share programs.
 def _sent_in_a_cycle(model: Model, config: LocalConfig, steps: int) -> float:
-    lowered = lowered_cycle(model, config, steps)
+    mesh = AbstractMesh((config.workers,), (AXIS,), axis_types=(AxisType.Auto,))
+    lowered = lowered_cycle(model, config, steps, mesh)
     return sum(bytes_sent(found, config.workers) for found in collectives(lowered))
 
 
-def lowered_cycle(model: Model, config: LocalConfig, steps: int) -> jax.stages.Lowered:
-    """Lowers the cycle of all workers for a device of each, which need not be there."""
-    mesh = AbstractMesh((config.workers,), (AXIS,), axis_types=(AxisType.Auto,))
+def lowered_cycle(
+    model: Model, config: LocalConfig, steps: int, mesh: Mesh | AbstractMesh
+) -> jax.stages.Lowered:
+    """Lowers the cycle of all workers for a mesh of a device of each, which need not be there."""
     state = state_of(model, config, steps)
     own = own_part(state)
     cycles = over_devices(cycle_of(model, config, steps), own, mesh)
