@@ -6,10 +6,10 @@ trains a small network on scikit-learn's digits with four workers on one device.
 
     python examples/launch.py --processes 4 local_training.py
 
-each of them is a process with a device of its own. `--sync_period`, `--outer`, `--beta`, `--split`
-and `--workers` take several values, of which all combinations are compared at equal gradients;
-several `--learning_rates` are first tuned for each. The same command resumes what was interrupted.
-`--help` says what can be changed.
+each of them is a process with a device of its own. `--workers`, `--split`, `--sync_period`,
+`--outer`, `--beta` and `--send` take several values, of which all combinations are compared at
+equal gradients; several `--learning_rates` are first tuned for each. The same command resumes what
+was interrupted. `--help` says what can be changed.
 """
 
 import signal
@@ -31,7 +31,7 @@ from experiments.command_line import (
 from experiments.config import SettingError
 from experiments.flags import Parser
 from experiments.local import study
-from experiments.local.methods import LocalConfig
+from experiments.local.methods import SENT, LocalConfig
 from experiments.local.shards import SPLITS
 from experiments.optimizers import INNER
 from experiments.processes import add_processes
@@ -150,6 +150,13 @@ def add_workers(parser: Parser) -> None:
         help="strength of a regulariser that pulls a worker towards where its cycle began "
         "(default: 0)",
     )
+    add(
+        "--send",
+        type=flags.names_among(SENT),
+        default=("float32",),
+        metavar="DTYPES",
+        help=f"in what pseudo-gradients are sent, some of {', '.join(SENT)} (default: float32)",
+    )
     parser.flags_of |= {"outer_learning_rate": "--outer (η)", "outer_momentum": "--outer (μ)"}
 
 
@@ -171,7 +178,7 @@ def main(args: Namespace, parser: Parser) -> int:
             f"got {args.save_every}",
         )
     args.workers = workers_of(args)
-    base = config_of(args, BASE, workers=BASE.workers, split=BASE.split, beta=0.0, sync_period=1)
+    base = config_of(args, BASE, beta=0.0, sync_period=1)
     options = options_inside(args, parser) | {"one_device": False}
     return study.run(args, base, options)
 

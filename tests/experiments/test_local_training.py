@@ -99,8 +99,7 @@ def literal(config):
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"beta": 0.3, "outer_learning_rate": 1.0, "outer_momentum": 0.0, "split": "class"},
+        {"beta": 0.3, "split": "class"},
         {"optimizer": "data_parallel", "sync_period": 1},
     ],
 )
@@ -112,14 +111,6 @@ def test_workers_on_devices_and_on_one_are_literal_loops(changes):
         np.testing.assert_allclose(matrix(epoch.state.params), literal(config), atol=2e-6)
     sizes = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(there.state)}
     assert sizes == {config.workers}
-
-
-def test_averaging_weights_after_each_step_of_sgd_is_data_parallel_training():
-    averaged = replace(BASE, sync_period=1, outer_learning_rate=1.0, outer_momentum=0.0)
-    together = trained(replace(averaged, optimizer="data_parallel"), 1)
-    np.testing.assert_allclose(
-        matrix(trained(averaged, 1).state.params), matrix(together.state.params), atol=1e-6
-    )
 
 
 def test_a_run_that_was_stopped_resumes_bit_for_bit(tmp_path):
@@ -225,20 +216,21 @@ FLAGS = (
 
 def test_each_entry_is_tuned_and_compared_from_fresh_seeds(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    flags = f"{FLAGS} --beta 0,0.5".split()
-    assert local_training.main(flags) == 0
+    assert local_training.main(FLAGS.split()) == 0
     results = json.loads((tmp_path / "runs/mine/comparison/results.json").read_text())
     assert results["seeds"] == [2, 3]
     first = results["entries"]["2 workers, k 2, η 1, μ 0"]
     assert first["config"]["learning_rate"] == 0.1
     assert first["measured"]["exchanges"]["final"]["mean"] == 2
     sent = 4 * 650 + 8  # Twice ½ of it in a cycle.
-    assert first["measured"]["megabytes"]["final"]["mean"] == pytest.approx(2 * sent / 1e6)
+    assert first["measured"]["megabytes"]["final"]["mean"] == pytest.approx(
+        2 * sent / 1e6, abs=1e-5
+    )
     tuning = json.loads((tmp_path / "runs/mine/tuning/results.json").read_text())
     assert tuning["seeds"] == [0, 1]
-    assert len(tuning["entries"]) == 6
+    assert len(tuning["entries"]) == 4
     capsys.readouterr()
-    assert local_training.main(flags) == 0
+    assert local_training.main(FLAGS.split()) == 0
     assert "compiling" not in capsys.readouterr().out, "what is finished is not run again"
 
 
@@ -262,7 +254,7 @@ def test_gains_are_paired_with_data_parallel_and_with_what_is_not_added():
         "accuracy",
         "MB sent",
         "gain over data parallel",
-        "gain over β 0.0",
+        "gain over β 0",
     ]
     half_width = stats.t.ppf(0.975, 2) / np.sqrt(3)
     assert cells[1][-2:] == ["–", "–"]
@@ -280,6 +272,7 @@ def test_gains_are_paired_with_data_parallel_and_with_what_is_not_added():
         ("--outer 1", "--outer: must be η_μ, got '1'"),
         ("--outer 1_1", "--outer: must be at least 0 and below 1, got '1'"),
         ("--outer 1_0,1_0", "--outer: must be different pairs"),
+        ("--send int4", "--send: must be different names among float32, bfloat16, int8"),
         ("--split odd", "--split: must be different names among even, class"),
         ("--save_every 3", "--save_every: must be a multiple of the sync periods 2, got 3"),
         (

@@ -30,6 +30,7 @@ from slrla_jax import TwoLoopState, slow_params
 TRACED = ("learning_rate", "outer_learning_rate", "outer_momentum", "beta")
 
 ANY = 0.5
+OWN = [name for name in ("inner_state", "residual") if name in TwoLoopState._fields]
 
 Traced = dict[str, Any]
 Cycle = Callable[[Traced, Pool, State, Batch], tuple[State, jax.Array]]
@@ -77,11 +78,15 @@ def with_sync(
 
 
 def own_part(state: State) -> Tree:
-    """Says of each leaf of a state whether it is each worker's own, as inner states are."""
+    """Says of each leaf of a state whether it is each worker's own.
+
+    That are the inner state, and the residual of what is sent in few bits.
+    """
     own = jax.tree.map(lambda _: False, state)
     if isinstance(state.opt_state, TwoLoopState):
-        mine = jax.tree.map(lambda _: True, state.opt_state.inner_state)
-        own = own._replace(opt_state=own.opt_state._replace(inner_state=mine))
+        mine = {name: getattr(state.opt_state, name) for name in OWN}
+        mine = jax.tree.map(lambda _: True, mine)
+        own = own._replace(opt_state=own.opt_state._replace(**mine))
     return own
 
 

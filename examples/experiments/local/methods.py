@@ -15,6 +15,9 @@ from experiments.optimizers import inner_of
 from experiments.schedules import Stages
 from slrla_jax import diloco, stagewise_prox
 
+# What a worker can send: its pseudo-gradient as it is, or in fewer bits with error feedback.
+SENT = ("float32", "bfloat16", "int8")
+
 
 @dataclass(frozen=True)
 class LocalConfig(Config):
@@ -28,10 +31,12 @@ class LocalConfig(Config):
     Attributes:
       workers: how many there are, R.
       split: how the training examples are divided among them, a name in `shards.SPLITS`.
+      send: the dtype in which pseudo-gradients are sent, one of `SENT`.
     """
 
     workers: int = 4
     split: str = "even"
+    send: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,14 @@ def outer_steps(
     """DiLoCo around the inner optimizer, which with β stays close to the start of the cycle."""
     if not (isinstance(config.beta, float) and config.beta == 0):
         inner = optax.chain(stagewise_prox(config.beta, stage_length=config.sync_period), inner)
+    in_few_bits = {} if config.send == "float32" else {"pseudo_gradient_dtype": config.send}
     return diloco(
         inner,
         AXIS,
         sync_period=None,
         learning_rate=config.outer_learning_rate,
         momentum=config.outer_momentum,
+        **in_few_bits,
     )
 
 

@@ -42,7 +42,9 @@ def configs_of(base: LocalConfig, args: Namespace) -> Iterator[LocalConfig]:
     for split, workers in itertools.product(args.split, args.workers):
         of_these = replace(base, split=split, workers=workers)
         yield replace(of_these, optimizer="data_parallel", sync_period=1)
-        for k, (eta, mu), beta in itertools.product(args.sync_period, args.outer, args.beta):
+        for k, (eta, mu), beta, send in itertools.product(
+            args.sync_period, args.outer, args.beta, args.send
+        ):
             yield replace(
                 of_these,
                 optimizer="local",
@@ -50,6 +52,7 @@ def configs_of(base: LocalConfig, args: Namespace) -> Iterator[LocalConfig]:
                 outer_learning_rate=eta,
                 outer_momentum=mu,
                 beta=beta,
+                send=send,
             )
 
 
@@ -62,6 +65,7 @@ def label_of(config: LocalConfig) -> str:
         eta, mu = config.outer_learning_rate, config.outer_momentum
         parts.append(f"k {config.sync_period}, η {eta:g}, μ {mu:g}")
         parts += [f"β {config.beta:g}"] if config.beta else []
+        parts += [f"sends {config.send}"] if config.send != "float32" else []
     else:
         parts.append(METHODS[config.optimizer].label)
     return ", ".join(parts)

@@ -23,9 +23,10 @@ OF_LOCAL = {
     "outer_learning_rate": "η",
     "outer_momentum": "μ",
     "beta": "β",
+    "send": "sends",
 }
 # What may be added to plain local training, and how that is without it.
-WITHOUT = {"beta": 0.0}
+WITHOUT = {"beta": 0.0, "send": "float32"}
 
 Configs = Mapping[str, LocalConfig]
 
@@ -54,7 +55,7 @@ def rows(summary: Settings, columns: Sequence[Column]) -> list[str]:
     configs = {label: config_of(entry) for label, entry in entries.items()}
     varied = varied_settings(configs.values())
     added = any(name in varied for name in WITHOUT)
-    without = ", ".join(f"{OF_LOCAL[n]} {v}" for n, v in WITHOUT.items() if n in varied)
+    without = (f"{OF_LOCAL[name]} {written(WITHOUT[name])}" for name in WITHOUT if name in varied)
     table = [
         [
             "",
@@ -63,7 +64,7 @@ def rows(summary: Settings, columns: Sequence[Column]) -> list[str]:
             *(column.header for column in columns),
             "MB sent",
             "gain over data parallel",
-            *([f"gain over {without}"] if added else []),
+            *([f"gain over {', '.join(without)}"] if added else []),
         ]
     ]
     for label, config in configs.items():
