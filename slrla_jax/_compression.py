@@ -61,14 +61,19 @@ def check_dtype(name: str, dtype: DTypeLike | None, axis_name: Any) -> None:
 
 
 def check_residual(residual: Any, params: optax.Params, dtype: DTypeLike | None) -> None:
-    """Raises if a state has no residual and needs one, or has one and needs none."""
-    is_needed = dtype is not None and any(map(numerics.is_inexact, jax.tree.leaves(params)))
-    if is_needed != bool(jax.tree.leaves(residual)):
-        made = "without one" if is_needed else "with one"
-        raise ValueError(
-            f"`opt_state` was made with another `pseudo_gradient_dtype`: this transformation has "
-            f"{dtype!r}, and the state was made {made}. Make the state with its `init`."
-        )
+    """Raises unless a state has a residual for each param that is sent, in its shape."""
+    leaves = jax.tree_util.tree_leaves_with_path
+    shapes = {path: jnp.shape(e) for path, e in leaves(residual)}
+    for path, p in leaves(params):
+        is_sent = dtype is not None and numerics.is_inexact(p)
+        wanted = f"one of shape {jnp.shape(p)}" if is_sent else "none"
+        held = f"one of shape {shapes[path]}" if path in shapes else "none"
+        if held != wanted:
+            raise ValueError(
+                f"`opt_state` was made with another `pseudo_gradient_dtype` or for other params: "
+                f"with {dtype!r} it needs {wanted} as the residual of "
+                f"params{jax.tree_util.keystr(path)}, it holds {held}."
+            )
 
 
 def zero_residual(params: optax.Params, slow_dtype: DTypeLike | None) -> Any:

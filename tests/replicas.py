@@ -19,10 +19,10 @@ R = 8
 STEPS = 9
 K = 3
 AXIS = "replica"
-SIZE = 10
+SIZE = 36
 RNG = np.random.default_rng(0)
 INITIAL = RNG.normal(size=SIZE)
-INITIAL[:4] = 0  # a bias, whose sign differs between replicas soon
+INITIAL[:12] = 0  # a bias, whose sign differs between replicas soon
 NOISE = 0.5 * RNG.normal(size=(STEPS, R, SIZE))
 
 INNER = {
@@ -52,13 +52,13 @@ def by_hand(inner, beta=0.0, anchor_period=1):
 
 
 def tree(vector):
-    b, w = jnp.split(jnp.asarray(vector, jnp.float32), [4], axis=-1)
-    return {"b": b, "w": jnp.reshape(w, (*w.shape[:-1], 2, 3))}
+    b, w = jnp.split(jnp.asarray(vector, jnp.float32), [12], axis=-1)
+    return {"b": b, "w": jnp.reshape(w, (*w.shape[:-1], 3, 8))}
 
 
 def flat(params):
     w = np.asarray(params["w"])
-    return np.concatenate([np.asarray(params["b"]), w.reshape(*w.shape[:-2], 6)], axis=-1)
+    return np.concatenate([np.asarray(params["b"]), w.reshape(*w.shape[:-2], 24)], axis=-1)
 
 
 def stacked(params):
@@ -95,13 +95,18 @@ def under_pmap(tx):
 
 # Which parts of the state differ between replicas, as a tree prefix.
 def parts(replicas, common):
-    return TwoLoopState(replicas, common, common, common, common, None)
+    return TwoLoopState(replicas, common, common, common, common, None, replicas)
+
+
+def of_replicas(state, f):
+    """Changes the parts of a state that are each replica's own."""
+    own = jax.tree.map(f, (state.inner_state, state.residual))
+    return state._replace(inner_state=own[0], residual=own[1])
 
 
 def common_state(tx):
-    """The state of `tx.init`, with an inner state for each replica."""
-    state = tx.init(tree(INITIAL))
-    return state._replace(inner_state=stacked(state.inner_state))
+    """The state of `tx.init`, with an inner state and a residual for each replica."""
+    return of_replicas(tx.init(tree(INITIAL)), lambda x: jnp.stack([x] * R))
 
 
 def mesh():
@@ -111,17 +116,11 @@ def mesh():
 def under_shard_map(tx):
     """θ and the outer state are P(), and JAX checks that they are the same on all devices."""
 
-    def one(tree):
-        return jax.tree.map(lambda x: x[0], tree)
-
-    def several(tree):
-        return jax.tree.map(lambda x: x[None], tree)
-
     def mapped(params, state, noise, sync):
-        state = state._replace(inner_state=one(state.inner_state))
-        params, state, slow = step_of(tx)(one(params), state, one(noise), sync)
-        state = state._replace(inner_state=several(state.inner_state))
-        return several(params), state, slow
+        params, noise = jax.tree.map(lambda x: x[0], (params, noise))
+        state = of_replicas(state, lambda x: x[0])
+        params, state, slow = step_of(tx)(params, state, noise, sync)
+        return jax.tree.map(lambda x: x[None], params), of_replicas(state, lambda x: x[None]), slow
 
     @functools.partial(quick_jit, static_argnums=3)
     def step(params, state, noise, sync):
