@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -171,3 +172,28 @@ def trained(tx, way, syncs):
         with contextlib.nullcontext() if way == "pmap" else jax.set_mesh(mesh()):
             params, state, slow = step(params, state, tree(NOISE[n - 1]), SYNCS[syncs](n))
         yield n, params, state, slow
+
+
+# Collectives in the compiled programs
+
+COLLECTIVE = r"\b(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
+
+
+def computations(tx, way, sync):
+    """The computations of the compiled step, by name, each as its text."""
+    step, state = WAYS[way](tx)
+    params = stacked(tree(INITIAL))
+    if way == "pmap":
+        lowered = jax.pmap(functools.partial(step_of(tx), sync=sync), axis_name=AXIS).lower(
+            params, state, tree(NOISE[0])
+        )
+        text = lowered.compile().as_text()
+    else:
+        with jax.set_mesh(mesh()):
+            split = NamedSharding(mesh(), P(AXIS))
+            params, noise = jax.device_put((params, tree(NOISE[0])), split)
+            state = jax.device_put(state, NamedSharding(mesh(), P()))
+            state = of_replicas(state, lambda x: jax.device_put(x, split))
+            text = step.lower(params, state, noise, sync).compile().as_text()
+    blocks = re.findall(r"^(?:ENTRY )?(%\S+) [^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+    return dict(blocks), text
