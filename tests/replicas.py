@@ -1,7 +1,9 @@
 """Eight replicas with data of their own, and three ways to map a step over them."""
 
+import collections
 import contextlib
 import functools
+import math
 import re
 
 import jax
@@ -197,3 +199,13 @@ def computations(tx, way, sync):
             text = step.lower(params, state, noise, sync).compile().as_text()
     blocks = re.findall(r"^(?:ENTRY )?(%\S+) [^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
     return dict(blocks), text
+
+
+def numbers_in_collectives(text):
+    """How many numbers the collectives of a program give a device, by their kind and dtype."""
+    numbers = collections.Counter()
+    for line in text.splitlines():
+        if made := re.search(rf"= (.*?) {COLLECTIVE}", line):
+            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", made[1]):
+                numbers[made[2], dtype] += math.prod(int(d) for d in shape.split(",") if d)
+    return numbers

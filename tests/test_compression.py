@@ -24,6 +24,7 @@ from replicas import (
     computations,
     every_way,
     flat,
+    numbers_in_collectives,
     slope,
     trained,
 )
@@ -80,17 +81,14 @@ def test_replicas_follow_a_loop_over_them(way, dtype):
 # What is sent
 
 BYTES = {"f32": 4, "u16": 2, "s8": 1}
+TIMES = {"all-reduce": 2, "all-gather": 1, "all-to-all": 1}  # in a ring
 
 
 def bytes_sent(text):
-    """What one replica sends in a program, by dtype, as in a ring."""
+    """What one replica sends in a program, by dtype."""
     sent = dict.fromkeys(BYTES, 0)
-    for line in text.splitlines():
-        if made := re.search(rf"= (.*?) {COLLECTIVE}", line):
-            times = {"all-reduce": 2, "all-gather": 1, "all-to-all": 1}[made[2]]
-            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", made[1]):
-                numbers = np.prod([int(d) for d in shape.split(",") if d])
-                sent[dtype] += times * (R - 1) / R * numbers * BYTES[dtype]
+    for (kind, dtype), numbers in numbers_in_collectives(text).items():
+        sent[dtype] += TIMES[kind] * (R - 1) / R * numbers * BYTES[dtype]
     return sent
 
 

@@ -29,6 +29,7 @@ from replicas import (
     every_way,
     flat,
     mesh,
+    numbers_in_collectives,
     of_replicas,
     parts,
     slope,
@@ -224,9 +225,10 @@ def test_each_replica_is_pulled_to_its_own_anchor(way, syncs, anchor_period):
 
 def numbers_averaged(text):
     """How many numbers of float32 the only collective of a program averages."""
-    (made,) = (line for line in text.splitlines() if re.search(COLLECTIVE, line))
-    shapes = re.findall(r"f32\[([\d,]*)\]", re.search(r"= (.*?) all-reduce", made)[1])
-    return sum(np.prod([int(d) for d in shape.split(",")]) for shape in shapes)
+    assert len([line for line in text.splitlines() if re.search(COLLECTIVE, line)]) == 1
+    ((kind, numbers),) = numbers_in_collectives(text).items()
+    assert kind == ("all-reduce", "f32")
+    return numbers
 
 
 @every_way
@@ -332,3 +334,32 @@ def test_params_in_parts_are_averaged_part_by_part(way):
         )
     assert not re.search(COLLECTIVE, plain)
     assert numbers_averaged(sync) == VECTOR.size / PARTS
+
+
+@every_way_of_one_program
+def test_params_in_parts_are_sent_in_few_bits(way):
+    """With vmap part by part, as they are averaged; the largest dimension is cut into chunks."""
+    b, w = np.arange(8), 8 + np.arange(24).reshape(4, 6)
+    chunks = [[x[..., c::REPLICAS].ravel() for c in range(REPLICAS)] for x in (b, w)]
+    mean = references.CompressedMean(chunks, references.rounded_to_int8)
+    _, slow = references.diloco(
+        lambda v, s, r: slope(v, DATA[s, r]),
+        *(0.1, 1, VECTOR, [references.SGD() for _ in range(REPLICAS)], 0.7, 0.9, 3),
+        mean=mean,
+    )
+    tx = diloco(optax.sgd(0.1), AXIS, None, pseudo_gradient_dtype="int8")
+    step, _ = WAYS[way](tx)
+    with jax.set_mesh(mesh_of_replicas()):
+        params, state = starting(tx)
+        places = jax.tree.map(lambda x: x.sharding, state.residual)
+        noise = [place(to_tree(data), AXIS, "data") for data in DATA[:3]]
+        program = step.lower(params, state, noise[0], True).compile()
+        for n in range(3):
+            params, state, theta = program(params, state, noise[n])
+            np.testing.assert_allclose(to_vector(theta), slow[n], rtol=1e-4, atol=2e-5)
+        np.testing.assert_allclose(to_vector(state.residual), mean.residuals, atol=2e-5)
+        for e, place_of_e in zip(*map(jax.tree.leaves, (state.residual, places)), strict=True):
+            assert e.sharding.is_equivalent_to(place_of_e, e.ndim)
+    numbers = numbers_in_collectives(program.as_text())
+    if way == "vmap":
+        assert numbers["all-to-all", "s8"] == numbers["all-gather", "s8"] == VECTOR.size / PARTS
