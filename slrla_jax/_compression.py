@@ -149,16 +149,18 @@ def _mean_of_leaf(s: jax.Array, e: jax.Array, axis_name: Any, dtype: DTypeLike) 
 def _encoded(x: jax.Array, dtype: DTypeLike) -> tuple[jax.Array, ...]:
     """What is sent of chunks, (R, …): bits of bfloat16, or int8 and a scale for each chunk.
 
-    As bits, because XLA may send bfloat16 as float32 (and does on CPUs). A chunk with an
-    infinity or NaN has the scale NaN, so that all of it arrives as NaN.
+    As bits, because XLA may send bfloat16 as float32 (and does on CPUs). An infinity or NaN
+    is in the scale of its chunk, of which nothing finite arrives.
     """
     if jnp.dtype(dtype) == jnp.bfloat16:
         rounded = numerics.rounded(x, jnp.bfloat16).astype(jnp.bfloat16)
         return (jax.lax.bitcast_convert_type(rounded, jnp.uint16),)
     largest = jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), keepdims=True)
-    scale = jnp.where(jnp.isfinite(largest), largest, jnp.nan) / 127
-    whole = jnp.round(x / jnp.where(scale > 0, scale, 1))
-    return jnp.clip(whole, -127, 127).astype(jnp.int8), scale
+    scale = largest / 127
+    # A scale of 0, or too small to divide by, sends 0, and leaves all of x to the residual.
+    tiny = jnp.finfo(x.dtype).tiny  # type: ignore[no-untyped-call]
+    whole = jnp.round(x / jnp.where(scale < tiny, 1, scale))
+    return whole.astype(jnp.int8), scale
 
 
 def _decoded(sent: tuple[jax.Array, ...]) -> jax.Array:

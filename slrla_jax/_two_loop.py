@@ -103,12 +103,12 @@ def two_loop(
         s + \frac{1}{R} \sum_r e_\text{new}^{(r)}
             = \frac{1}{R} \sum_r (θ_{t-1} - v_k^{(r)} + e^{(r)})
 
-    up to rounding errors of the dtype of e, so that nothing is lost; module `_compression`
-    has the equations of s and e. With P params, each of n bytes in that dtype, a replica sends
-    and receives 2 (R − 1)/R · n P bytes in a sync, where the n of float32 params is 4 without
-    it. In int8, entries are multiples of 1/127 of the largest in a part of a leaf, R of which
-    have a float32 to say so. An infinity or NaN on one replica makes the entry of s NaN on all,
-    as without compression (or infinite), and with int8 the whole part.
+    up to rounding errors of the dtype of e, so that nothing is lost. A replica sends and
+    receives 2 (R − 1)/R · n bytes for each param, with n the bytes of that dtype (without it,
+    those of the dtype of θ). In int8, each leaf is cut into R chunks, and the entries of a chunk
+    are rounded to multiples of 1/127 of the largest of them, which is sent along in float32. An
+    infinity or NaN on one replica reaches them all, as it does without compression; in int8,
+    nothing in its chunk is finite then. The equations of s and e are in module `_compression`.
 
     Args:
       inner: the inner optimizer A, any optax transformation. Extra arguments of

@@ -179,6 +179,16 @@ def test_a_small_component_is_delivered_in_the_long_run():
 # Limits
 
 
+@pytest.mark.parametrize("size", [0, 1e-37])
+def test_nothing_is_divided_by_a_scale_near_zero(size):
+    """Numbers too small for one wait in the residuals."""
+    s = np.full((2, 4), size, np.float32)
+    with jax.debug_nans(True), jax.debug_infs(True):
+        mean, left = jax.vmap(lambda s: averaged(s, 0 * s, s, "r", "int8"), axis_name="r")(s)
+    np.testing.assert_array_equal(mean, 0)
+    np.testing.assert_array_equal(left, s)
+
+
 @every_dtype
 def test_one_replica_sends_nothing_and_rounds_nothing(dtype):
     s = np.float32(np.random.default_rng(0).normal(size=(1, 5, 16)))
@@ -228,6 +238,8 @@ def test_narrow_params(dtype):
     """The residual is in float32, and has what the rounding of the mean to bfloat16 takes."""
     rng = np.random.default_rng(0)
     s = jnp.asarray(rng.normal(size=(R, 16)), jnp.bfloat16)
+    tx = diloco(optax.sgd(0.1), AXIS, pseudo_gradient_dtype=dtype)
+    assert tx.init(s[0]).residual.dtype == jnp.float32
     e = np.float32(1e-3 * rng.normal(size=(R, 16)))
     mean, left = mean_of(dtype)(s, e)
     assert (mean.dtype, left.dtype) == (jnp.bfloat16, jnp.float32)
