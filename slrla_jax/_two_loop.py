@@ -186,7 +186,8 @@ def two_loop(
     #
     # As in a layer of `lookahead`, θ ← p comes with the step after an automatic sync, and
     # with the sync itself if that is manual. With an axis, p has rounding errors that differ
-    # from replica to replica, so the sync stores θ, and θ ← p is left out.
+    # from replica to replica, so the sync stores θ, and θ ← p is left out. With
+    # `pseudo_gradient_dtype` it is the mean of θ − v + e, less what is not sent of it, the next e.
 
     def init_fn(params: optax.Params) -> TwoLoopState:
         arguments.check_wide_enough("slow_dtype", slow_dtype, params)
