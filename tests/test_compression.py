@@ -92,7 +92,7 @@ def bytes_sent(text):
     return sent
 
 
-@every_way
+@pytest.mark.parametrize("way", ["shard_map", "vmap"])
 def test_a_sync_sends_a_half_or_a_quarter_of_the_bytes(way):
     """And with int8 a scale for each chunk. b is padded to 16 numbers."""
     text = {
@@ -107,9 +107,8 @@ def test_a_sync_sends_a_half_or_a_quarter_of_the_bytes(way):
     assert bytes_sent(text["int8"]) == {"f32": share * 4 * chunks, "u16": 0, "s8": share * padded}
 
 
-@every_dtype
-def test_other_steps_send_nothing(dtype):
-    tx = diloco(optax.sgd(0.1), AXIS, None, pseudo_gradient_dtype=dtype)
+def test_other_steps_send_nothing():
+    tx = diloco(optax.sgd(0.1), AXIS, None, pseudo_gradient_dtype="int8")
     assert not re.search(COLLECTIVE, computations(tx, "shard_map", False)[1])
 
 
