@@ -178,7 +178,7 @@ def main(args: Namespace, parser: Parser) -> int:
             f"got {args.save_every}",
         )
     args.workers = workers_of(args)
-    base = config_of(args, BASE, beta=0.0, sync_period=1)
+    base = config_of(args, BASE, beta=0.0, sync_period=1, held_out=None)
     options = options_inside(args, parser) | {"one_device": False}
     return study.run(args, base, options)
 

@@ -139,19 +139,34 @@ def test_a_run_that_was_stopped_resumes_bit_for_bit(tmp_path):
 # Bytes
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "data_parallel", "sync_period": 1}])
-def test_bytes_are_those_of_the_compiled_program_and_of_the_formula(changes):
+def compiled_bytes(text):
+    """What a worker sends in a compiled program, by the shapes in its text."""
+    sent = 0
+    for results, name in re.findall(r"= (.*?) (all-[\w-]+)\(", text):
+        for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", results):
+            size = np.prod([int(n) for n in shape.split(",") if n], dtype=int)
+            size *= {"f32": 4, "u16": 2, "s8": 1}[dtype]
+            sent += {"all-reduce": 2, "all-gather": 1, "all-to-all": 1}[name] * 3 / 4 * size
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("changes", "bytes_each"),
+    [
+        ({"optimizer": "data_parallel", "sync_period": 1}, 4 * 650),
+        ({}, 4 * 650),
+        # A bias of 10 numbers is padded to 12; a scale of 4 bytes goes with each of 2 × 4 chunks.
+        ({"send": "int8"}, 640 + 12 + 2 * 4 * 4),
+    ],
+)
+def test_bytes_are_those_of_the_compiled_program_and_of_the_formula(changes, bytes_each):
     run = run_of_workers(replace(BASE, **changes), DIGITS, on=jax.devices()[:4])
     mesh = Mesh(np.array(jax.devices()[:4]), (AXIS,))
     program, _ = divided_settings(run.config)
     compiled = traffic.lowered_cycle(run.model, program, run.steps, mesh).compile().as_text()
-    results = "".join(re.findall(r"= (.*?) all-reduce\(", compiled))
-    shapes = [np.fromstring(x, int, sep=",") for x in re.findall(r"f32\[([\d,]*)\]", results)]
-    assert compiled.count("all-") == compiled.count("all-reduce")
     # The mean of the loss and of the accuracy are all-reduced as well.
-    expected = 4 * run.model.size + 2 * 4
-    assert sum(4 * int(np.prod(shape)) for shape in shapes) == expected
-    assert traffic.sent_in_a_cycle(run) == 2 * 3 / 4 * expected
+    assert traffic.sent_in_a_cycle(run) == 2 * 3 / 4 * (bytes_each + 2 * 4)
+    assert compiled_bytes(compiled) == traffic.sent_in_a_cycle(run)
 
 
 def test_bytes_of_every_collective_on_a_ring():
@@ -219,6 +234,7 @@ def test_each_entry_is_tuned_and_compared_from_fresh_seeds(tmp_path, monkeypatch
     assert local_training.main(FLAGS.split()) == 0
     results = json.loads((tmp_path / "runs/mine/comparison/results.json").read_text())
     assert results["seeds"] == [2, 3]
+    assert "600 training and 1,197 test images" in results["title"]
     first = results["entries"]["2 workers, k 2, η 1, μ 0"]
     assert first["config"]["learning_rate"] == 0.1
     assert first["measured"]["exchanges"]["final"]["mean"] == 2
@@ -228,6 +244,7 @@ def test_each_entry_is_tuned_and_compared_from_fresh_seeds(tmp_path, monkeypatch
     )
     tuning = json.loads((tmp_path / "runs/mine/tuning/results.json").read_text())
     assert tuning["seeds"] == [0, 1]
+    assert "400 training and 200 test images" in tuning["title"], "of which none is a test image"
     assert len(tuning["entries"]) == 4
     capsys.readouterr()
     assert local_training.main(FLAGS.split()) == 0

@@ -30,7 +30,7 @@ from slrla_jax import TwoLoopState, slow_params
 TRACED = ("learning_rate", "outer_learning_rate", "outer_momentum", "beta")
 
 ANY = 0.5
-OWN = [name for name in ("inner_state", "residual") if name in TwoLoopState._fields]
+OWN = ("inner_state", "residual")
 
 Traced = dict[str, Any]
 Cycle = Callable[[Traced, Pool, State, Batch], tuple[State, jax.Array]]

@@ -67,14 +67,13 @@ def outer_steps(
     """DiLoCo around the inner optimizer, which with β stays close to the start of the cycle."""
     if not (isinstance(config.beta, float) and config.beta == 0):
         inner = optax.chain(stagewise_prox(config.beta, stage_length=config.sync_period), inner)
-    in_few_bits = {} if config.send == "float32" else {"pseudo_gradient_dtype": config.send}
     return diloco(
         inner,
         AXIS,
         sync_period=None,
         learning_rate=config.outer_learning_rate,
         momentum=config.outer_momentum,
-        **in_few_bits,
+        pseudo_gradient_dtype=None if config.send == "float32" else config.send,
     )
 
 

@@ -139,7 +139,9 @@ def draw(results: Results, column: Column, title: str, path: Path) -> None:
             axes.set_xlabel("MB that a worker sends")
         figure.axes[0].set_ylabel(f"test {column.header}")
         handles, labels = figure.axes[-1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=9)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=1 + 2 * len(panels), fontsize=9
+        )
 
 
 def draw_panel(
