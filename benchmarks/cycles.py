@@ -65,9 +65,23 @@ def messages(workers: int) -> int:
 
 
 def exchange_seconds(of: Setting) -> float:
-    """The time of one average: 2(R − 1) · (a λ + 8 B/(R b))."""
-    transfer = 8 * ring_bytes(of.workers, of.sent_bytes) / of.bits_per_second
-    return messages(of.workers) * of.arrays * of.latency + transfer
+    """The time of one average, whose parts go round in halves, as Gloo sends them.
+
+    While one half is late by λ the other is sent. With τ = 8 B/(a R b), the time that a part
+    occupies a link, the R − 1 rounds of each phase take the larger of
+
+        (R − 1) τ + λ                   where bytes decide, and
+        (R − 1) (λ + τ/2) + τ/2         where latency does,
+
+    and there are two phases for each of the a arrays.
+    """
+    rounds = messages(of.workers) // 2
+    part = 8 * of.sent_bytes / (of.arrays * of.workers * of.bits_per_second)
+    phase = max(
+        rounds * part + of.latency,
+        rounds * (of.latency + part / 2) + part / 2,
+    )
+    return 2 * of.arrays * phase
 
 
 def cycle_seconds(of: Setting) -> float:

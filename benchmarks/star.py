@@ -25,7 +25,7 @@ IFF_TUN_NO_PI = 0x1001
 DEVICE = "w0"
 MTU = 1500
 # A token bucket holds so many bytes, and queues what waits for so long.
-BURST, QUEUE = "16kb", "400ms"
+BURST, QUEUE = "32kb", "400ms"
 DESTINATION = slice(16, 20)  # Of an IPv4 header.
 
 

@@ -58,13 +58,30 @@ def test_bytes_and_messages_are_those_of_a_ring(workers):
     assert rounds == cycles.messages(workers)
 
 
+@pytest.mark.parametrize("latency", [0.0, 0.003, 0.05, 0.3])
+@pytest.mark.parametrize("workers", [2, 3, 8])
+def test_an_exchange_takes_the_time_of_its_halves(workers, latency):
+    """All workers do the same: each half of a part is sent when it has come and the link is free."""
+    of = replace(OF, workers=workers, latency=latency)
+    half = 8 * of.sent_bytes / of.arrays / workers / 2 / of.bits_per_second
+    now = 0.0
+    for _ in range(2 * of.arrays):
+        free, here = now, [now, now]
+        for _ in range(workers - 1):
+            for which in (0, 1):
+                free = max(free, here[which]) + half
+                here[which] = free + latency
+        now = max(here)
+    assert cycles.exchange_seconds(of) == pytest.approx(now)
+
+
 def test_equal_workers_take_the_time_of_the_formula():
-    # 6 MB · 7/4 = 10.5 MB at 20 Mbit/s are 4.2 s; 14 messages of 3 arrays and 20 ms are 0.84 s.
-    assert cycles.exchange_seconds(OF) == pytest.approx(5.04)
-    assert cycles.cycle_seconds(OF) == pytest.approx(10.04)
+    # A part of 2/8 MB takes 0.1 s at 20 Mbit/s: two phases of 7 · 0.1 + 0.02 for each of 3 arrays.
+    assert cycles.exchange_seconds(OF) == pytest.approx(4.32)
+    assert cycles.cycle_seconds(OF) == pytest.approx(9.32)
     outcome = cycles.simulate(OF, 7, np.random.default_rng(0))
-    assert outcome.seconds == pytest.approx(7 * 10.04)
-    assert outcome.utilisation == pytest.approx(cycles.utilisation(OF)) == pytest.approx(5 / 10.04)
+    assert outcome.seconds == pytest.approx(7 * 9.32)
+    assert outcome.utilisation == pytest.approx(cycles.utilisation(OF)) == pytest.approx(5 / 9.32)
     assert (outcome.share, outcome.failures) == (1.0, 0)
 
 
@@ -196,7 +213,7 @@ def test_what_is_predicted_for_a_link():
     # 4 MB, half of them twice; 1.5 headers of 66 bytes each 1,448.
     wire = 4e6 * (1448 + 66 + 33) / 1448
     assert slow_links.predicted_bytes(case) == pytest.approx(wire)
-    messages = 2 * 2 * (2 * 0.01)
+    messages = 2 * 2 * 0.02  # Two phases of each array, and there and back.
     assert slow_links.predicted_seconds(case) == pytest.approx(0.2 + messages + wire * 8 / 2e7)
     parallel = replace(case, data_parallel=True)
     assert slow_links.predicted_bytes(parallel) == pytest.approx(2 * wire)
