@@ -61,7 +61,7 @@ def test_bytes_and_messages_are_those_of_a_ring(workers):
 @pytest.mark.parametrize("latency", [0.0, 0.003, 0.05, 0.3])
 @pytest.mark.parametrize("workers", [2, 3, 8])
 def test_an_exchange_takes_the_time_of_its_halves(workers, latency):
-    """All workers do the same: each half of a part is sent when it has come and the link is free."""
+    """Of workers that do the same: a half is sent on when it has come and the link is free."""
     of = replace(OF, workers=workers, latency=latency)
     half = 8 * of.sent_bytes / of.arrays / workers / 2 / of.bits_per_second
     now = 0.0
