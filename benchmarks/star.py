@@ -24,8 +24,9 @@ TUNSETIFF = 0x400454CA
 IFF_TUN_NO_PI = 0x1001
 DEVICE = "w0"
 MTU = 1500
-# A token bucket holds so many bytes, and queues what waits for so long.
-BURST, QUEUE = "32kb", "400ms"
+# A token bucket holds so many bytes, or what the link sends in a few of the kernel's ticks.
+BURST, TICKS = 32_000, 0.002
+QUEUE = "400ms"  # What waits longer for its turn is lost.
 DESTINATION = slice(16, 20)  # Of an IPv4 header.
 
 
@@ -74,7 +75,8 @@ class Star:
         if bits_per_second is None:
             _run(f"tc qdisc del {queue}", inside, check=False)
         else:
-            shape = f"tbf rate {bits_per_second:.0f}bit burst {BURST} latency {QUEUE}"
+            burst = max(BURST, TICKS * bits_per_second / 8)
+            shape = f"tbf rate {bits_per_second:.0f}bit burst {burst:.0f} latency {QUEUE}"
             _run(f"tc qdisc replace {queue} {shape}", inside)
 
     def _connect(self, number: int) -> None:
@@ -90,7 +92,8 @@ class Star:
             _run(f"ip link set {end} up", self._router)
             via = f"via {gateway}"
         _run(f"ip addr add {address(number)}/24 dev {DEVICE}", inside)
-        _run(f"ip link set {DEVICE} up mtu {MTU}", inside)
+        # Bundles of packets, which virtual devices would take, let a slow link fall idle.
+        _run(f"ip link set {DEVICE} up mtu {MTU} gso_max_segs 1", inside)
         _run(f"ip route add default {via}", inside)
 
 
