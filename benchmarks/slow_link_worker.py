@@ -10,11 +10,13 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -42,8 +44,8 @@ def work(job: dict[str, Any], number: int) -> dict[str, Any]:
 
     Args:
       job: `parameters` in `arrays` equal arrays; `send`, the dtype of the pseudo-gradients;
-        `sync_period`; `cycles`; `pauses`, the seconds that each process sleeps in a step,
-        as if it computed; and whether to train `data_parallel` instead.
+        `sync_period`; `cycles`; `pauses`, the mean seconds that each process sleeps in a step, as
+        if it computed, and their `jitter`; and whether to train `data_parallel` instead.
       number: which process this is.
 
     Returns:
@@ -53,15 +55,15 @@ def work(job: dict[str, Any], number: int) -> dict[str, Any]:
     """
     mesh = jax.make_mesh((jax.process_count(),), (AXIS,))
     plain, last, carry = (data_parallel if job["data_parallel"] else local)(job, mesh)
-    pause = job["pauses"][number]
+    pause = pauses(job["pauses"][number], job["jitter"], number)
     found: dict[str, list[float]] = {"cycle": [], "step": [], "sync": [], "bytes": []}
     for cycle in range(job["cycles"] + 1):
         before, start = sent(), time.perf_counter()
         for _ in range(job["sync_period"] - 1):
-            time.sleep(pause)
+            time.sleep(next(pause))
             carry = jax.block_until_ready(plain(*carry))
         middle = time.perf_counter()
-        time.sleep(pause)
+        time.sleep(next(pause))
         carry = jax.block_until_ready(last(*carry))
         end = time.perf_counter()
         if cycle:
@@ -70,6 +72,13 @@ def work(job: dict[str, Any], number: int) -> dict[str, Any]:
             found["sync"].append(end - middle)
             found["bytes"].append(sent() - before)
     return found
+
+
+def pauses(mean: float, jitter: float, seed: int) -> Iterator[float]:
+    """Times with a gamma distribution and this standard deviation relative to their mean."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield rng.gamma(1 / jitter**2, mean * jitter**2) if jitter else mean
 
 
 def local(job: dict[str, Any], mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from cycles import Setting, exchange_seconds, ring_bytes
+from cycles import Setting, exchange_seconds, ring_bytes, slowest_by_jitter
 from star import MTU, Star, address
 from tables import markdown
 from timing import circumstances, heading
@@ -49,7 +49,8 @@ class Case:
       title: what it is, where the table does not say so otherwise.
       rates: bits per second of each worker's link; None for no limit.
       latency: seconds from one worker to another.
-      pauses: seconds that each worker pauses in a step.
+      pauses: mean seconds that each worker pauses in a step.
+      jitter: the standard deviation of these, relative to the mean; as in `cycles.Setting`.
       parameters: the number of params.
       arrays: into how many equal arrays they are divided.
       send: the dtype of what is sent.
@@ -62,6 +63,7 @@ class Case:
     rates: tuple[float | None, ...]
     latency: float = 0.0
     pauses: tuple[float, ...] = ()
+    jitter: float = 0.0
     parameters: int = 500_000
     arrays: int = 1
     send: str = "float32"
@@ -95,7 +97,7 @@ def cases(small: bool) -> Iterator[Case]:
 
 
 def _cycles() -> Iterator[Case]:
-    """Whole cycles of four workers: data parallel, local, with a slow worker and a slow link."""
+    """Whole cycles of four workers, also with a slow worker, chance, and a slow link."""
     rates, pauses = (20 * MEGA,) * 4, (0.02,) * 4
     parallel = Case(
         "cycles",
@@ -113,6 +115,8 @@ def _cycles() -> Iterator[Case]:
     slow_worker = (*pauses[1:], 0.05)
     yield replace(parallel, title="data parallel, one slow worker", pauses=slow_worker)
     yield replace(local, title="local, one slow worker", pauses=slow_worker)
+    yield replace(parallel, title="data parallel, jitter", pauses=4 * (0.05,), jitter=0.5)
+    yield replace(local, title="local, jitter", pauses=4 * (0.05,), jitter=0.5)
     slow_link = (*rates[1:], 5 * MEGA)
     yield replace(parallel, title="data parallel, one slow link", rates=slow_link)
     yield replace(local, title="local, one slow link", rates=slow_link)
@@ -127,18 +131,19 @@ def predicted_bytes(case: Case) -> float:
 
 def predicted_seconds(case: Case) -> float:
     """The time of a cycle: of the sync alone, where workers do not pause."""
-    slowest = min(rate or math.inf for rate in case.rates)
+    rate = min(rate or math.inf for rate in case.rates)
     setting = Setting(
         workers=case.workers,
-        sync_period=case.sync_period,
+        sync_period=1 if case.data_parallel else case.sync_period,
         step_seconds=max(case.pauses, default=0.0),
         sent_bytes=WIRE * case.parameters * jnp.dtype(case.send).itemsize,
-        bits_per_second=slowest,
+        bits_per_second=rate,
         latency=LATENCIES_PER_MESSAGE * case.latency,
         arrays=case.arrays,
     )
-    averages = case.sync_period if case.data_parallel else 1
-    return setting.sync_period * setting.step_seconds + averages * exchange_seconds(setting)
+    late = slowest_by_jitter(case.workers, case.jitter, setting.sync_period)
+    cycle = setting.sync_period * setting.step_seconds * late + exchange_seconds(setting)
+    return cycle * case.sync_period / setting.sync_period
 
 
 def measure(repeats: int, small: bool) -> dict[str, Any]:

@@ -105,6 +105,7 @@ def test_the_slowest_of_exponential_steps_takes_a_harmonic_number(workers):
         ({"jitter": 0.5}, cycles.slowest_by_jitter(8, 0.5, 10)),
         ({"spread": 0.3}, cycles.slowest_by_spread(8, 0.3)),
     ],
+    ids=["jitter", "spread"],
 )
 def test_the_slowest_worker(changed, expected):
     rng = np.random.default_rng(1)
@@ -220,6 +221,11 @@ def test_what_is_predicted_for_a_link():
     assert slow_links.predicted_seconds(parallel) == pytest.approx(
         0.2 + 2 * (messages + wire * 8 / 2e7)
     )
+    # The slower of two exponential steps takes 3/2 of the mean.
+    late = replace(parallel, jitter=1.0)
+    assert slow_links.predicted_seconds(late) - slow_links.predicted_seconds(
+        parallel
+    ) == pytest.approx(0.1, rel=1e-3)
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -227,7 +233,8 @@ def test_a_process_says_how_long_its_cycles_took(parallel, monkeypatch):
     count = iter(range(0, 1_000, 10))
     monkeypatch.setattr(slow_link_worker, "sent", lambda: next(count))
     job = {"parameters": 8, "arrays": 2, "send": "float32", "sync_period": 3, "cycles": 2}
-    found = slow_link_worker.work(job | {"pauses": [0.0], "data_parallel": parallel}, 0)
+    job |= {"pauses": [1e-3], "jitter": 0.5, "data_parallel": parallel}
+    found = slow_link_worker.work(job, 0)
     assert found["bytes"] == [10, 10]
     assert all(len(times) == 2 and min(times) > 0 for times in found.values())
     whole = 2 * np.array(found["step"]) + found["sync"]
