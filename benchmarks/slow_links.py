@@ -75,6 +75,11 @@ class Case:
         """How many there are."""
         return len(self.rates)
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether its links need packets in bundles; see `Star`."""
+        return all(rate is None or rate >= 1e9 for rate in self.rates)
+
 
 def cases(small: bool) -> Iterator[Case]:
     """All measurements, the ones of the same processes one after the other."""
@@ -150,14 +155,14 @@ def measure(repeats: int, small: bool) -> dict[str, Any]:
     """Takes all measurements, and records the conditions."""
     about = circumstances()
     found = []
-    for (workers, latency), group in itertools.groupby(
-        cases(small), lambda case: (case.workers, case.latency)
+    for (workers, latency, is_fast), group in itertools.groupby(
+        cases(small), lambda case: (case.workers, case.latency, case.is_fast)
     ):
         commands = [
             [sys.executable, str(WORKER), f"{address(0)}:{PORT}", str(workers), str(number)]
             for number in range(workers)
         ]
-        with Star(commands, latency) as star:
+        with Star(commands, latency, bundles=is_fast) as star:
             for case in group:
                 found.append(asdict(case) | work(star, case, repeats))
                 print(".", end="", file=sys.stderr, flush=True)
