@@ -188,15 +188,15 @@ def work(star: Star, case: Case, repeats: int) -> dict[str, Any]:
 def report(results: dict[str, Any], table: str = "") -> str:
     """Formats one table of the results, or the conditions and all of them."""
     if table:
-        return TABLES[table](_of_table(results, table))
+        return TABLES[table](of_table(results, table))
     parts = [f"{heading(results)} Medians of {results['repeats']} cycles."]
     if results["small"]:
         parts.append("**The params are tiny: these are not measurements.**")
-    tables = {name: _of_table(results, name) for name in TABLES}
+    tables = {name: of_table(results, name) for name in TABLES}
     return "\n\n".join(parts + [TABLES[name](rows) for name, rows in tables.items() if rows])
 
 
-def _of_table(results: dict[str, Any], table: str) -> list[tuple[Case, dict[str, Any]]]:
+def of_table(results: dict[str, Any], table: str) -> list[tuple[Case, dict[str, Any]]]:
     """The cases of a table, and what was measured."""
     rows = []
     for found in results["cases"]:
@@ -210,34 +210,32 @@ def _of_table(results: dict[str, Any], table: str) -> list[tuple[Case, dict[str,
 def rates_table(rows: list[tuple[Case, dict[str, Any]]]) -> str:
     """A sync by the rate of the links."""
     header = ["workers", "parameters", "Mbit/s", *MEASURED]
-    cells = [
-        [case.workers, f"{case.parameters:,}", mbits(case.rates[0]), *measured(case, found, "sync")]
+    lines = [
+        [case.workers, f"{case.parameters:,}", mbits(case.rates[0]), *cells(case, found, "sync")]
         for case, found in rows
     ]
-    return markdown(header, cells)
+    return markdown(header, lines)
 
 
 def dtypes_table(rows: list[tuple[Case, dict[str, Any]]]) -> str:
     """A sync by the dtype of what is sent."""
-    cells = [[case.workers, case.send, *measured(case, found, "sync")] for case, found in rows]
-    return markdown(["workers", "sent in", *MEASURED], cells)
+    lines = [[case.workers, case.send, *cells(case, found, "sync")] for case, found in rows]
+    return markdown(["workers", "sent in", *MEASURED], lines)
 
 
 def latencies_table(rows: list[tuple[Case, dict[str, Any]]]) -> str:
     """A sync by the latency of the links and the number of arrays."""
-    cells = [
-        [case.workers, f"{1e3 * case.latency:.0f}", case.arrays, *measured(case, found, "sync")]
+    lines = [
+        [case.workers, f"{1e3 * case.latency:.0f}", case.arrays, *cells(case, found, "sync")]
         for case, found in rows
     ]
-    return markdown(["workers", "latency, ms", "arrays", *MEASURED], cells)
+    return markdown(["workers", "latency, ms", "arrays", *MEASURED], lines)
 
 
 def cycles_table(rows: list[tuple[Case, dict[str, Any]]]) -> str:
     """Whole cycles of steps that take time."""
-    cells = [
-        [case.title, case.sync_period, *measured(case, found, "cycle")] for case, found in rows
-    ]
-    return markdown(["", "steps", *MEASURED], cells)
+    lines = [[case.title, case.sync_period, *cells(case, found, "cycle")] for case, found in rows]
+    return markdown(["", "steps", *MEASURED], lines)
 
 
 MEASURED = ["MB sent", "predicted", "error", "seconds", "predicted", "error"]
@@ -249,18 +247,23 @@ TABLES = {
 }
 
 
-def measured(case: Case, found: dict[str, Any], name: str) -> list[str]:
-    """The bytes that a worker sends in a cycle, and seconds, beside what is predicted.
+def measured(
+    case: Case, found: dict[str, Any], name: str
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The bytes that a worker sends in a cycle, and seconds, each with what is predicted.
 
     Each is the median over the cycles; of the workers it is the mean of the bytes, and the longest
     time.
     """
     sent = float(np.median(np.mean(found["bytes"], axis=0)))
     seconds = float(np.median(np.max(found[name], axis=0)))
-    return [
-        *compared(sent / MEGA, predicted_bytes(case) / MEGA),
-        *compared(seconds, predicted_seconds(case)),
-    ]
+    return (sent, predicted_bytes(case)), (seconds, predicted_seconds(case))
+
+
+def cells(case: Case, found: dict[str, Any], name: str) -> list[str]:
+    """Formats what was measured."""
+    (sent, wanted), seconds = measured(case, found, name)
+    return [*compared(sent / MEGA, wanted / MEGA), *compared(*seconds)]
 
 
 def compared(have: float, predicted: float) -> list[str]:
