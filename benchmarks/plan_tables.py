@@ -42,9 +42,9 @@ RATES = {
 }
 DTYPES = ("float32", "bfloat16", "int8")
 VOCABULARY = 32_000
-# Of the workers whose links one table has by bandwidth; only 2(R − 1)/R of its numbers is theirs.
+# Workers in the tables by bandwidth, whose numbers depend on R as 2(R − 1)/R does.
 MANY = 64
-SHARE = 0.9
+SHARE = 0.9  # Of the time, in which workers should compute.
 
 
 def transformer(layers: int, width: int) -> dict[str, tuple[int, ...]]:
@@ -181,26 +181,34 @@ def memory_table(args: Namespace) -> Table:
     return header, rows
 
 
+def limited(args: Namespace, workers: int) -> Setting:
+    """Workers with everything that the command line says of them."""
+    return replace(
+        setting(args, PLANNED, args.send, args.mbits * 1e6, workers),
+        latency=args.latency,
+        spread=args.spread,
+        jitter=args.jitter,
+        failure_seconds=args.failure_hours * HOUR,
+        restart_seconds=args.restart_minutes * 60,
+    )
+
+
 def limits_table(args: Namespace) -> Table:
     """What each limit adds to the time of k steps, on its own."""
+    compute = args.sync_period * args.step_seconds
     rows = []
     for workers in args.workers:
-        of = setting(args, PLANNED, args.send, args.mbits * 1e6, workers)
-        compute = args.sync_period * args.step_seconds
-        failing = replace(
-            of,
-            failure_seconds=args.failure_hours * HOUR,
-            restart_seconds=args.restart_minutes * 60,
-        )
-        cycle = cycle_seconds(of)
+        of = limited(args, workers)
+        transfer = replace(of, latency=0.0)
+        cycle = cycle_seconds(transfer)
         added = [
-            exchange_seconds(of) / compute,
-            exchange_seconds(replace(of, latency=args.latency, sent_bytes=0)) / compute,
-            slowest_by_spread(workers, args.spread) - 1,
-            slowest_by_jitter(workers, args.jitter, args.sync_period) - 1,
-            slowest_by_jitter(workers, args.jitter, 1) - 1,
-            1 / share_if_others_go_on(failing, cycle) - 1,
-            seconds_if_all_restart(failing, cycle) / cycle - 1,
+            exchange_seconds(transfer) / compute,
+            exchange_seconds(replace(of, sent_bytes=0)) / compute,
+            slowest_by_spread(workers, of.spread) - 1,
+            slowest_by_jitter(workers, of.jitter, of.sync_period) - 1,
+            slowest_by_jitter(workers, of.jitter, 1) - 1,
+            1 / share_if_others_go_on(of, cycle) - 1,
+            seconds_if_all_restart(of, cycle) / cycle - 1,
         ]
         rows.append([f"{workers:,}", *map(percent, added)])
     header = [
@@ -220,45 +228,35 @@ def simulation_table(args: Namespace) -> Table:
     """The share of time that computes with all limits at once: formulas against a simulation."""
     rows = []
     for workers in args.workers:
-        of = replace(
-            setting(args, PLANNED, args.send, args.mbits * 1e6, workers),
-            latency=args.latency,
-            spread=args.spread,
-            jitter=args.jitter,
-            failure_seconds=args.failure_hours * HOUR,
-            restart_seconds=args.restart_minutes * 60,
+        of = limited(args, workers)
+        slowest = slowest_by_spread(workers, of.spread) * slowest_by_jitter(
+            workers, of.jitter, of.sync_period
         )
-        slowest = slowest_by_spread(workers, args.spread) * slowest_by_jitter(
-            workers, args.jitter, args.sync_period
-        )
-        compute = args.sync_period * args.step_seconds
+        compute = of.sync_period * of.step_seconds
         cycle = compute * slowest + exchange_seconds(of)
-        predicted = [
-            compute / cycle * share_if_others_go_on(of, cycle),
-            compute / seconds_if_all_restart(of, cycle),
-        ]
-        rng = np.random.default_rng(args.seed)
-        simulated = []
-        for others_go_on in (True, False):
-            repeated = predicted[1] < compute / cycle / 100  # A hundred attempts for each cycle.
-            if repeated and not others_go_on:
-                simulated.append("–")
-                continue
-            runs = [
-                simulate(of, args.cycles, rng, others_go_on=others_go_on).utilisation
-                for _ in range(args.runs)
-            ]
-            simulated.append(f"{percent(np.mean(runs))} ± {percent(np.std(runs, ddof=1))}")
+        go_on = compute / cycle * share_if_others_go_on(of, cycle)
+        restart = compute / seconds_if_all_restart(of, cycle)
         rows.append(
             [
                 f"{workers:,}",
-                percent(predicted[0]),
-                simulated[0],
-                percent(predicted[1]),
-                simulated[1],
+                percent(go_on),
+                simulated(args, of, others_go_on=True),
+                percent(restart),
+                # Not if a cycle takes a thousand attempts.
+                simulated(args, of, others_go_on=False) if restart > go_on / 1_000 else "–",
             ]
         )
     return ["workers", "others go on", "simulated", "all restart", "simulated"], rows
+
+
+def simulated(args: Namespace, of: Setting, *, others_go_on: bool) -> str:
+    """The share of time that computes, as mean ± standard deviation of several runs."""
+    rng = np.random.default_rng(args.seed)
+    runs = [
+        simulate(of, args.cycles, rng, others_go_on=others_go_on).utilisation
+        for _ in range(args.runs)
+    ]
+    return f"{percent(np.mean(runs))} ± {percent(np.std(runs, ddof=1))}"
 
 
 TABLES: dict[str, Callable[[Namespace], Table]] = {

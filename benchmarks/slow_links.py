@@ -186,10 +186,11 @@ def work(star: Star, case: Case, repeats: int) -> dict[str, Any]:
 
 
 def report(results: dict[str, Any], table: str = "") -> str:
-    """Formats one table of the results, or the conditions and all of them."""
+    """Formats one table of the results, or the conditions, or without a name all of it."""
+    conditions = f"{heading(results)} Medians of {results['repeats']} cycles."
     if table:
-        return TABLES[table](of_table(results, table))
-    parts = [f"{heading(results)} Medians of {results['repeats']} cycles."]
+        return TABLES[table](of_table(results, table)) if table in TABLES else conditions
+    parts = [conditions]
     if results["small"]:
         parts.append("**The params are tiny: these are not measurements.**")
     tables = {name: of_table(results, name) for name in TABLES}
@@ -270,7 +271,9 @@ def compared(have: float, predicted: float) -> list[str]:
     """Formats a number, its prediction, and the error of that in percent."""
     if predicted == 0:
         return [f"{have:.3g}", "–", "–"]
-    return [f"{have:.3g}", f"{predicted:.3g}", f"{100 * (predicted / have - 1):+.0f} %"]
+    error = round(100 * (predicted / have - 1))
+    sign = "−" if error < 0 else "+" * (error > 0)
+    return [f"{have:.3g}", f"{predicted:.3g}", f"{sign}{abs(error)} %"]
 
 
 def mbits(rate: float | None) -> str:

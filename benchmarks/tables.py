@@ -20,7 +20,7 @@ def markdown(header: list[str], rows: list[list[Any]]) -> str:
     columns = []
     for title, *cells in zip(*table, strict=True):
         width = max(len(cell) for cell in (title, *cells))
-        if columns and all(re.match(r"[\d.–+-]", cell) for cell in cells):
+        if columns and all(re.match(r"[\d.–−+-]", cell) for cell in cells):
             column = [cell.rjust(width) for cell in (title, *cells)]
             rule = "-" * (width - 1) + ":"
         else:
