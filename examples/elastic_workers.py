@@ -3,7 +3,7 @@
     python examples/elastic_workers.py
 
 27 s (16 s of CPU time) on two cores of an Intel Xeon at 2.5 GHz, shared with other work, of which
-4 s until the dead worker is given up; 95.8 % accuracy on the 597 test images.
+4 s until the dead worker is given up; 95 to 96 % accuracy on the 597 test images.
 """
 
 import contextlib
@@ -44,17 +44,17 @@ def load_data():
     return (images[:1200], labels[:1200]), (images[1200:], labels[1200:])
 
 
-def batches(worker, cycle):
+def batches(worker, cycle, seed=0):
     """A worker's batches in a cycle, of its own images, whoever else is there."""
     (images, labels), _ = load_data()
-    rng = np.random.default_rng([worker, cycle])
+    rng = np.random.default_rng([seed, worker, cycle])
     chosen = rng.integers(len(images) // WORKERS, size=(STEPS, BATCH_SIZE))
     return images[worker::WORKERS][chosen], labels[worker::WORKERS][chosen]
 
 
-def beginning():
+def beginning(seed=0):
     """The params, one vector, and the state of the optimizer."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     hidden = rng.normal(0, 64**-0.5, 64 * HIDDEN), np.zeros(HIDDEN)
     output = rng.normal(0, HIDDEN**-0.5, HIDDEN * 10), np.zeros(10)
     params = np.concatenate([*hidden, *output]).astype(np.float32)
@@ -156,7 +156,11 @@ def of_the_first(mesh, rows):
 
 
 def work(worker, address, after_cycle=lambda cycle: None):
-    """Trains with the workers that are there; returns the params, and who was in each cycle."""
+    """Trains with the workers that are there.
+
+    Returns:
+      The params, and a list with the workers of each cycle and its seconds.
+    """
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM ends a worker as usual
     jax.config.update("jax_num_cpu_devices", LIVES)
@@ -164,8 +168,8 @@ def work(worker, address, after_cycle=lambda cycle: None):
     print(f"worker {worker} is there", flush=True)
 
     run, members, trained, history = beginning(), {}, None, []
+    started = time.monotonic()
     while (cycle := cycles_of(run)) < CYCLES:
-        started = time.monotonic()
         try:
             # The workers leave this block together, and all of them know who is still there.
             # Those who have come since will be in the next one.
@@ -183,16 +187,17 @@ def work(worker, address, after_cycle=lambda cycle: None):
         except ProcessFailureError as failure:
             dead = sorted({device.process_index for device in failure.failed_devices})
             if worker == 0:
-                print(f"cycle {cycle}: lost workers {dead} after {seconds_since(started)} s")
+                print(f"cycle {cycle}: workers {dead} are lost")
             continue  # The others have trained, and only sync again.
         except jax.errors.JaxRuntimeError:
             if not (new and members):
                 raise
             continue  # A new worker has failed, and will not be there next time.
+        history.append((sorted(lives), seconds := time.monotonic() - started))
+        started += seconds
         if worker == 0 and lives != members:
-            print(f"cycle {cycle}: made by workers {sorted(lives)} in {seconds_since(started)} s")
+            print(f"cycle {cycle}: made by workers {sorted(lives)}, {seconds:.1f} s")
         run, members, trained = after, lives, None
-        history.append(sorted(lives))
     if worker == 0:  # The others need it to the end.
         with contextlib.suppress(ProcessFailureError), live_devices(jax.devices()):
             pass
@@ -202,11 +207,6 @@ def work(worker, address, after_cycle=lambda cycle: None):
 def cycles_of(run):
     """How many cycles a run has behind it."""
     return int(run[1].steps_taken) // STEPS
-
-
-def seconds_since(started):
-    """The time that has passed, for a line."""
-    return f"{time.monotonic() - started:.1f}"
 
 
 def main():

@@ -20,7 +20,7 @@ import elastic_workers
 import numpy as np
 
 params, history = elastic_workers.main()
-np.savez("found.npz", params=params, there=[[w in cycle for w in range(3)] for cycle in history])
+np.savez("found.npz", params=params, there=[[w in there for w in range(3)] for there, _ in history])
 """
 
 
@@ -79,8 +79,11 @@ def by_hand(history):
 
 def test_a_killed_worker_is_missed_until_another_takes_its_place(found):
     _, _, history = found
-    assert history[: STARTED + 1] == [ALL] * KILLED + [ALL[:-1]] * (STARTED + 1 - KILLED)
-    # By chance a new worker fails once, and comes a cycle later.
+    first = history.index(ALL[:-1])
+    # If it has already left the cycle at whose end it is killed, the next one is without it.
+    assert first in (KILLED, KILLED + 1)
+    assert history[: STARTED + 1] == [ALL] * first + [ALL[:-1]] * (STARTED + 1 - first)
+    # By chance a new worker fails when it joins, and another comes a cycle later.
     assert history[-1] == ALL
     assert len(history) == CYCLES
 
@@ -93,13 +96,13 @@ def test_what_a_killed_worker_has_not_done_is_all_that_is_lost(found):
 
 
 def test_it_says_who_was_lost_and_who_is_there(found):
-    printed, *_ = found
+    printed, _, history = found
+    first = history.index(ALL[:-1])
     lines = [line for line in printed.splitlines() if line.startswith("cycle")]
-    seconds = r"\d+\.\d s"
-    assert re.fullmatch(rf"cycle 0: made by workers \[0, 1, 2\] in {seconds}", lines[0])
-    assert re.fullmatch(rf"cycle {KILLED}: lost workers \[2\] after {seconds}", lines[1])
-    assert re.fullmatch(rf"cycle {KILLED}: made by workers \[0, 1\] in {seconds}", lines[2])
-    assert re.fullmatch(r"cycle \d+: made by workers \[0, 1, 2\] .*", lines[3])
+    assert re.fullmatch(r"cycle 0: made by workers \[0, 1, 2\], \d+\.\d s", lines[0])
+    assert lines[1] == f"cycle {first}: workers [2] are lost"
+    assert lines[2].startswith(f"cycle {first}: made by workers [0, 1], ")
+    assert ": made by workers [0, 1, 2], " in lines[3]
     accuracy = re.search(r"final test accuracy: ([\d.]+)%", printed)[1]
     assert float(accuracy) > 93
 
