@@ -45,7 +45,7 @@ class LocalRun(Run):
         return steps._replace(train=functools.partial(cycles, traced))
 
     def flops_per_step(self) -> None:
-        """Not counted."""
+        """Returns None, as the operations of a cycle are not counted."""
 
 
 def run_of_workers(
@@ -92,7 +92,7 @@ def run_of_workers(
             "sync_period",
             f"must divide the {one.steps_per_epoch} steps of an epoch, got {config.sync_period}",
         )
-    shards(dataset, config.split, config.workers, seed=0)
+    shards(dataset, config.split, config.workers, seed=0)  # Raises if they cannot be split so.
     return LocalRun(
         **{each.name: getattr(one, each.name) for each in fields(Run)}
         | {

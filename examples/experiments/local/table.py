@@ -117,10 +117,11 @@ def gain(entries: Settings, label: str, other: str | None, column: Column) -> st
 
 
 def draw(results: Results, column: Column, title: str, path: Path) -> None:
-    """Draws a measure over the megabytes that a worker sends: a panel for each OF_ALL.
+    """Draws a measure over the megabytes that a worker sends.
 
-    Lines are the outer settings, their dots the periods, with bars of a standard deviation over
-    the seeds. The dashed line is data parallel training, whose dot says what that sends.
+    There is a panel for each split and number of workers. Lines are the settings of local training
+    but for the sync periods, which are their dots, with bars of a standard deviation over the
+    seeds. The dashed line is data parallel training, whose star says what that sends.
     """
     configs = {label: run.config for label, run in results.runs.items()}
     points = {label: point(results, label, column) for label in configs}
