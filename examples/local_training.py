@@ -137,10 +137,10 @@ def add_workers(parser: Parser) -> None:
     add(
         "--outer",
         type=flags.listed(flags.pair("η_μ", flags.positive, flags.fraction)),
-        default=((1.0, 0.0), (0.7, 0.9)),
+        default=((1.0, 0.0), (0.7, 0.5)),
         metavar="η_μ",
         help="learning rate and Nesterov momentum of the outer step; 1_0 averages the weights "
-        "(default: 1_0,0.7_0.9)",
+        "(default: 1_0,0.7_0.5)",
     )
     add(
         "--beta",
