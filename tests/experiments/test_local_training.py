@@ -271,7 +271,7 @@ def test_gains_are_paired_with_data_parallel_and_with_what_is_not_added():
         "accuracy",
         "MB sent",
         "gain over data parallel",
-        "gain over β 0",
+        "over β 0",
     ]
     half_width = stats.t.ppf(0.975, 2) / np.sqrt(3)
     assert cells[1][-2:] == ["–", "–"]

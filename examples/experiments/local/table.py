@@ -25,8 +25,12 @@ OF_LOCAL = {
     "beta": "β",
     "send": "sends",
 }
-# What may be added to plain local training, and how that is without it.
-WITHOUT = {"beta": 0.0, "send": "float32"}
+# What local entries are compared with besides: the same, but for these settings.
+REFERENCES = {
+    "η 1, μ 0": {"outer_learning_rate": 1.0, "outer_momentum": 0.0},
+    "β 0": {"beta": 0.0},
+    "float32": {"send": "float32"},
+}
 
 Configs = Mapping[str, LocalConfig]
 
@@ -54,8 +58,7 @@ def rows(summary: Settings, columns: Sequence[Column]) -> list[str]:
     entries = summary["entries"]
     configs = {label: config_of(entry) for label, entry in entries.items()}
     varied = varied_settings(configs.values())
-    added = any(name in varied for name in WITHOUT)
-    without = (f"{OF_LOCAL[name]} {written(WITHOUT[name])}" for name in WITHOUT if name in varied)
+    references = {n: same for n, same in REFERENCES.items() if not same.keys().isdisjoint(varied)}
     table = [
         [
             "",
@@ -64,13 +67,12 @@ def rows(summary: Settings, columns: Sequence[Column]) -> list[str]:
             *(column.header for column in columns),
             "MB sent",
             "gain over data parallel",
-            *([f"gain over {', '.join(without)}"] if added else []),
+            *(f"over {name}" for name in references),
         ]
     ]
     for label, config in configs.items():
         own = settings_of(config)
-        compared = [same_but(configs, config, optimizer="data_parallel")]
-        compared += [same_but(configs, config, **WITHOUT)] if added else []
+        others = [{"optimizer": "data_parallel"}, *references.values()]
         table.append(
             [
                 METHODS[config.optimizer].label,
@@ -78,7 +80,7 @@ def rows(summary: Settings, columns: Sequence[Column]) -> list[str]:
                 f"{config.learning_rate:g}",
                 *(cell(entries[label], column) for column in columns),
                 f"{entries[label]['measured']['megabytes']['final']['mean']:.3g}",
-                *(gain(entries, label, other, columns[0]) for other in compared),
+                *(gain(entries, label, same_but(configs, config, **o), columns[0]) for o in others),
             ]
         )
     return markdown(table)
