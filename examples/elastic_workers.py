@@ -8,10 +8,18 @@
 
 import contextlib
 import functools
+import os
 import socket
 import subprocess
 import sys
 import time
+
+# When a worker dies in the middle of an average, one of the others may notice, and a third wait for
+# this one, on CPUs for half an hour. It must be set before JAX is imported. Your own XLA_FLAGS come
+# last and therefore take precedence.
+os.environ["XLA_FLAGS"] = " ".join(
+    ["--xla_cpu_collective_timeout_seconds=30", os.environ.get("XLA_FLAGS", "")]
+)
 
 import jax
 import jax.numpy as jnp

@@ -15,6 +15,8 @@ from elastic_workers import BATCH_SIZE, CYCLES, HIDDEN, KILLED, STARTED, WORKERS
 
 EXAMPLES = Path(elastic_workers.__file__).parent
 ALL = list(range(WORKERS))
+# Ten in .ci/full, at random moments.
+KILLS = int(os.environ.get("SLRLA_KILLS", "0"))
 PROGRAM = """
 import elastic_workers
 import numpy as np
@@ -22,14 +24,39 @@ import numpy as np
 params, history = elastic_workers.main()
 np.savez("found.npz", params=params, there=[[w in there for w in range(3)] for there, _ in history])
 """
+# The lesson's own kill is left out. Another comes some seconds after the second cycle.
+AT_ANY_MOMENT = (
+    """
+import subprocess
+import sys
+import threading
+
+import elastic_workers
+
+others, start, work = [], subprocess.Popen, elastic_workers.work
+
+def remembered(*args, **options):
+    others.append(start(*args, **options))
+    return others[-1]
+
+def killed_meanwhile(worker, address, after_cycle):
+    def meanwhile(cycle):
+        if cycle == 1:
+            threading.Timer(float(sys.argv[1]), others[1].kill).start()
+        after_cycle(cycle)
+
+    return work(worker, address, meanwhile)
+
+subprocess.Popen, elastic_workers.work, elastic_workers.KILLED = remembered, killed_meanwhile, -1
+"""
+    + PROGRAM
+)
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def run(folder, *command):
     """What the lesson prints, its params, and the workers of each cycle."""
-    folder = tmp_path_factory.mktemp("elastic")
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", *command],
         cwd=folder,
         env={
             **os.environ,
@@ -43,6 +70,12 @@ def found(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     arrays = np.load(folder / "found.npz")
     return done.stdout, arrays["params"], [list(np.flatnonzero(row)) for row in arrays["there"]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """A run of the lesson."""
+    return run(tmp_path_factory.mktemp("elastic"), PROGRAM)
 
 
 def gradient(params, images, labels):
@@ -93,6 +126,14 @@ def test_what_a_killed_worker_has_not_done_is_all_that_is_lost(found):
     np.testing.assert_allclose(params, by_hand(history), rtol=1e-4, atol=1e-5)
     # The lost share makes a difference, and so do the inner states.
     assert np.abs(params - by_hand([ALL] * CYCLES)).max() > 1e-2
+
+
+@pytest.mark.parametrize("kill", range(KILLS))
+def test_a_worker_killed_at_any_moment_is_all_that_is_lost(kill, tmp_path):
+    seconds = np.random.default_rng(kill).uniform(0, 0.1)
+    printed, params, history = run(tmp_path, AT_ANY_MOMENT, str(seconds))
+    assert "workers [2] are lost" in printed
+    np.testing.assert_allclose(params, by_hand(history), rtol=1e-4, atol=1e-5)
 
 
 def test_it_says_who_was_lost_and_who_is_there(found):
