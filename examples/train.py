@@ -37,6 +37,7 @@ from experiments.data import Data
 from experiments.flags import Parser
 from experiments.optimizers import OPTIMIZERS
 from experiments.pretrained import Weights
+from experiments.processes import add_processes
 from experiments.run import Run, run_of
 from experiments.sweep import Sweep
 
@@ -78,6 +79,7 @@ def make_parser() -> Parser:
     add("--scratch", action="store_true", help="begin with random weights instead")
     add_sweep(parser, name="--name")
     add_saving(parser, "--epochs")
+    add_processes(parser)
     parser.set_defaults(batch_norm="running")  # There are no slow weights.
     return parser
 

@@ -397,6 +397,7 @@ def program(
             except Exception as error:
                 if processes.count() == 1:
                     raise
+                processes.end_if_alone(error)
                 failure, code, line = error, 1, "".join(traceback.format_exception(error))
             print(f"{parser.prog}: {line}", file=sys.stderr)
             if failure is not None:

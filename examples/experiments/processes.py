@@ -5,11 +5,13 @@ compute from it is equal on all of them; the first one, the writer, writes folde
 pictures, and prints.
 """
 
+import logging
 import math
 import os
 import socket
 import sys
 import threading
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -20,19 +22,23 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import flags
+from experiments import flags, native_output
+from experiments.checkpoints import CheckpointError
 from experiments.config import SettingError
 from experiments.flags import Parser
 
 # Seconds in which the processes must find each other, unless others are given: as in JAX.
 CONNECT_WITHIN = 300
-# Seconds after which a process that is silent, or does not end with the others, is given up.
-SILENCE = 60
+# Seconds after which the others give up a process that is silent. Its signs of life come from a
+# thread of C++, which no step, compilation or slow data holds up.
+SILENCE = 30
+# Seconds that processes at their end wait for the others.
+ENDING = 300
+# Seconds between two looks at whether the first process is there.
+LOOK = 0.2
 # A process whose flags are wrong exits with this code.
 WRONG = 2
 LONGEST_PATH = 4096
-
-
 # Errors after which all processes end.
 _known_to_all: list[BaseException] = []
 
@@ -123,9 +129,10 @@ def start(
         )
     if coordinator is not None and process_id == 0:
         _check_port(coordinator)
-    waiting = threading.Timer(within, _give_up, (coordinator, num_processes, process_id, within))
-    waiting.daemon = True
-    waiting.start()
+    there = threading.Event()
+    waiting = coordinator, num_processes, process_id, within, there
+    threading.Thread(target=_wait_or_give_up, args=waiting, daemon=True).start()
+    native_output.aborts_in_one_line(f"{_program()}: {_cannot_go_on(process_id, num_processes)}")
     try:
         jax.distributed.initialize(
             coordinator,
@@ -135,7 +142,7 @@ def start(
             # JAX ends a process that has waited in vain with a page of C++; the timer is earlier.
             initialization_timeout=math.ceil(within) + SILENCE,
             heartbeat_timeout_seconds=SILENCE,
-            shutdown_timeout_seconds=SILENCE,
+            shutdown_timeout_seconds=ENDING,
         )
     except ValueError as error:  # JAX has found nothing.
         raise SettingError(
@@ -144,9 +151,17 @@ def start(
             "--num_processes and --process_id say what it would",
         ) from error
     finally:
-        waiting.cancel()
-    with _without_output():  # Gloo prints that it is connected.
-        multihost_utils.sync_global_devices("start")
+        there.set()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it raises, too.
+    with native_output.no_stdout():  # Gloo prints that it is connected.
+        told = multihost_utils.process_allgather(np.asarray(num_processes or count())).ravel()
+    with together():
+        if (told != count()).any():
+            other = int((told != count()).argmax())
+            raise SettingError(
+                "num_processes",
+                f"must be {count()} as in the first process, got {told[other]} in process {other}",
+            )
 
 
 def count() -> int:
@@ -204,13 +219,14 @@ def leave(error: BaseException, code: int) -> None:
 
 
 def end_if_alone(error: Exception) -> None:
-    """Ends this process with a line if it has failed where others may not have, or are gone.
+    """Ends this process with a line if it cannot save a checkpoint, or has lost the others.
 
     Orbax would wait for them, with which it saves checkpoints.
     """
-    if count() > 1:
+    lost = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+    if count() > 1 and (lost or isinstance(error, CheckpointError)):
         reason = str(error).partition("\n")[0]
-        _end(1, f"process {index()} of {count()} cannot go on: {reason}")
+        _end(1, f"{_cannot_go_on(index(), count())} {reason}")
 
 
 @contextmanager
@@ -255,13 +271,24 @@ def _check_port(coordinator: str) -> None:
         ) from error
 
 
-def _give_up(
-    coordinator: str | None, num_processes: int | None, process_id: int | None, within: float
+def _wait_or_give_up(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    within: float,
+    there: threading.Event,
 ) -> None:
-    """Ends the process with a line, as the others are not there."""
+    """Waits until the others are there; if they do not come, ends the process with a line."""
+    deadline = time.monotonic() + within
+    answered = coordinator is None or process_id == 0
+    while not answered and time.monotonic() < deadline:
+        answered = _answers(coordinator)
+        there.wait(LOOK)
+    if there.wait(deadline - time.monotonic()):
+        return
     if coordinator is None:
         line = "--distributed: the processes have not found each other"
-    elif process_id != 0 and not _answers(coordinator):
+    elif not answered:
         line = f"--coordinator: nothing answers at {coordinator}"
     else:
         line = f"--num_processes: not all {num_processes} have come to {coordinator}"
@@ -270,8 +297,17 @@ def _give_up(
 
 def _end(code: int, line: str) -> NoReturn:
     """Prints a line and ends the process, also where another thread of it waits inside of JAX."""
-    os.write(2, f"{Path(sys.argv[0]).name}: {line}\n".encode())
+    os.write(2, f"{_program()}: {line}\n".encode())
     os._exit(code)
+
+
+def _program() -> str:
+    return Path(sys.argv[0]).name
+
+
+def _cannot_go_on(process_id: int | None, num_processes: int | None) -> str:
+    known = None not in (process_id, num_processes)
+    return f"{f'process {process_id} of {num_processes}' if known else 'it'} cannot go on:"
 
 
 def _answers(coordinator: str) -> bool:
@@ -281,17 +317,3 @@ def _answers(coordinator: str) -> bool:
     except OSError:
         return False
     return True
-
-
-@contextmanager
-def _without_output() -> Iterator[None]:
-    """Keeps what C++ prints off the standard output."""
-    sys.stdout.flush()
-    own = os.dup(1)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        try:
-            yield
-        finally:
-            os.dup2(own, 1)
-            os.close(own)

@@ -61,7 +61,7 @@ class Log:
           measure: measures the network after the last epoch, for its record.
         """
         before = {(r["seed"], r["epoch"]): r for r in self.of(run.label, seeds)}
-        flops, began, first = run.flops_per_step(), time.time(), True
+        flops, began, first = run.flops_per_step(), time.perf_counter(), True
 
         def write(epoch: Epoch) -> Record:
             nonlocal began, first
@@ -72,7 +72,7 @@ class Log:
             if epoch.timing:
                 if measure is not None and record["epoch"] == run.epochs:
                     record |= measure(run, record["seed"], epoch)
-                now = time.time()
+                now = time.perf_counter()
                 record["timing"] = {**epoch.timing, "wall": now - began}
                 began = now
                 if flops is not None:

@@ -24,7 +24,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments import data, processes, settings
-from experiments.checkpoints import CheckpointError, Checkpoints, NoCheckpoints, OtherRun
+from experiments.checkpoints import Checkpoints, NoCheckpoints, OtherRun
 from experiments.config import Config, SettingError
 from experiments.data import Data, DataError
 from experiments.devices import seeds_together_are_faster
@@ -178,7 +178,7 @@ def run(sweep: Sweep, console: Console | None = None) -> int:
                         except Diverged as error:
                             diverged.setdefault(entry.label, []).append(str(error))
                             progress.say(str(error))
-                        except (CheckpointError, jax.errors.JaxRuntimeError) as error:
+                        except Exception as error:
                             processes.end_if_alone(error)
                             raise
                 done = [e.label for e in sweep.entries[:number] if e.label not in diverged]

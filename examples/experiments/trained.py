@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+import orbax.checkpoint as ocp
 from flax import nnx
 
 from experiments.checkpoints import CheckpointError, Checkpoints
@@ -81,3 +83,24 @@ def load(
         example = init_state(run.model, run.tx, there["seed"][0])
         step, state, records = checkpoints.restore(example, saved[0])
     return Trained(run, step, *evaluated_weights(run, state), records)
+
+
+def arrays(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Returns the step of the newest checkpoint in a folder, and its arrays by their places.
+
+    They are NumPy's, whatever devices they were saved from. All that training goes on from is
+    among them.
+    """
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
+    with ocp.CheckpointManager(folder.resolve(), item_handlers=handlers) as reader:
+        step = reader.latest_step()
+        shapes = reader.item_metadata(step).state.tree
+        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        items = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=numpy))
+        tree = reader.restore(step, args=items).state
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return step, {_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
