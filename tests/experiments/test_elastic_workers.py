@@ -145,7 +145,7 @@ def test_it_says_who_was_lost_and_who_is_there(found):
     assert lines[2].startswith(f"cycle {first}: made by workers [0, 1], ")
     assert ": made by workers [0, 1, 2], " in lines[3]
     accuracy = re.search(r"final test accuracy: ([\d.]+)%", printed)[1]
-    assert float(accuracy) > 93
+    assert float(accuracy) > 92
 
 
 def test_another_life_has_another_device():
