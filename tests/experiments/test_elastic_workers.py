@@ -8,10 +8,12 @@ from pathlib import Path
 
 import elastic_workers
 import jax
+import leaving_workers
 import numpy as np
 import pytest
 import references
 from elastic_workers import BATCH_SIZE, CYCLES, HIDDEN, KILLED, STARTED, WORKERS
+from sklearn.datasets import load_digits
 
 EXAMPLES = Path(elastic_workers.__file__).parent
 ALL = list(range(WORKERS))
@@ -53,14 +55,26 @@ subprocess.Popen, elastic_workers.work, elastic_workers.KILLED = remembered, kil
 )
 
 
+# The digits without scikit-learn, which each process would need a second to import.
+DIGITS = """
+import numpy as np
+
+def load_digits(return_X_y):
+    return tuple(np.load("digits.npz").values())
+"""
+
+
 def run(folder, *command):
     """What the lesson prints, its params, and the workers of each cycle."""
+    (folder / "sklearn").mkdir()
+    (folder / "sklearn" / "datasets.py").write_text(DIGITS)
+    np.savez(folder / "digits.npz", *load_digits(return_X_y=True))
     done = subprocess.run(
         [sys.executable, "-c", *command],
         cwd=folder,
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(EXAMPLES), str(EXAMPLES.parent)]),
+            "PYTHONPATH": os.pathsep.join(map(str, [folder, EXAMPLES, EXAMPLES.parent])),
             "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0",
         },
         capture_output=True,
@@ -93,15 +107,15 @@ def gradient(params, images, labels):
     return np.concatenate([part.ravel() for part in parts])
 
 
-def by_hand(history):
+def by_hand(history, seed=0):
     """The slow weights after these cycles. Who has left returns with a new inner state."""
-    theta, b, inner = elastic_workers.beginning()[0].astype(float), 0.0, {}
+    theta, b, inner = elastic_workers.beginning(seed)[0].astype(float), 0.0, {}
     for cycle, there in enumerate(history):
         inner = {w: inner.get(w, references.Momentum(0.9)) for w in there}
         fast = []
         for worker in there:
             v = theta
-            for images, labels in zip(*elastic_workers.batches(worker, cycle), strict=True):
+            for images, labels in zip(*elastic_workers.batches(worker, cycle, seed), strict=True):
                 v = inner[worker].step(v, gradient(v, images.astype(float), labels), 0.05)
             fast.append(v)
         away = theta - np.mean(fast, axis=0)
@@ -126,6 +140,13 @@ def test_what_a_killed_worker_has_not_done_is_all_that_is_lost(found):
     np.testing.assert_allclose(params, by_hand(history), rtol=1e-4, atol=1e-5)
     # The lost share makes a difference, and so do the inner states.
     assert np.abs(params - by_hand([ALL] * CYCLES)).max() > 1e-2
+
+
+def test_a_simulation_follows_the_loop_over_workers():
+    history = [[0, 1, 2], [1, 2], [0, 1, 2]]
+    for n, params in enumerate(leaving_workers.simulate(history, [0, 5]), start=1):
+        for row, seed in zip(params, [0, 5], strict=True):
+            np.testing.assert_allclose(row, by_hand(history[:n], seed), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kill", range(KILLS))
