@@ -14,12 +14,6 @@ import subprocess
 import sys
 import time
 
-# If a worker dies while they average, another may give up and a third wait for that one, on CPUs
-# for half an hour without this flag, which must be set before JAX is imported.
-os.environ["XLA_FLAGS"] = " ".join(
-    ["--xla_cpu_collective_timeout_seconds=30", os.environ.get("XLA_FLAGS", "")]
-)
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +31,7 @@ BATCH_SIZE = 32  # of each worker
 HIDDEN = 32
 KILLED, STARTED = 4, 7  # the cycles at whose end the last worker is killed and started again
 SILENCE = 5  # seconds without a heartbeat after which a worker counts as dead
+PATIENCE = 30  # seconds that a worker waits for others in an average
 LIVES = 256  # virtual devices of a worker on a CPU; see `mesh_of`
 
 TX = diloco(optax.sgd(0.05, momentum=0.9), "workers", sync_period=None)
@@ -167,14 +162,17 @@ def of_the_first(mesh, rows):
 
 
 def work(worker, address, after_cycle=lambda cycle: None):
-    """Trains with the workers that are there; worker 0 must live as long as the others.
+    """Trains with the workers that are there, of which 0 must live as long as the others.
 
-    At the end of each cycle `after_cycle` is called, while the others wait. Returned are the
-    params, and the workers and seconds of each cycle.
+    Returns the params, and the workers and seconds of each cycle, which ends with `after_cycle`.
     """
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM ends a worker as usual
     jax.config.update("jax_num_cpu_devices", LIVES)
+    # If a worker dies while they average, another may give up, and a third wait for that one, on
+    # CPUs for half an hour without this limit.
+    limit = f"--xla_cpu_collective_timeout_seconds={PATIENCE}"
+    os.environ["XLA_FLAGS"] = f"{limit} {os.environ.get('XLA_FLAGS', '')}"
     jax.distributed.initialize(address, WORKERS, worker, heartbeat_timeout_seconds=SILENCE)
     print(f"worker {worker} is there", flush=True)
 

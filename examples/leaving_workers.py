@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from experiments import figures, flags
 from experiments.command_line import add_sweep, program, seeds_of
+from experiments.config import SettingError
 from experiments.flags import Parser
 from experiments.paired import compare
 from experiments.parts import provenance, run
@@ -59,7 +60,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument(
         "--runs",
-        type=flags.count,
+        type=flags.number("a whole number, at least 2", lambda n: n >= 2, int),
         default=5,
         metavar="N",
         help="how often to kill and start a worker, a process (default: %(default)s)",
@@ -208,6 +209,8 @@ def draw(results: Settings, folder: Path) -> None:
 def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
     seeds = seeds_of(args)
+    if len(seeds) < 2:
+        raise SettingError("seeds", f"must be at least 2, got {len(seeds)}")
     names = ("WORKERS", "CYCLES", "STEPS", "BATCH_SIZE", "HIDDEN", "SILENCE")
     settings = {name.lower(): getattr(lesson, name) for name in names}
     settings |= {"runs": args.runs, "seeds": list(seeds)}
