@@ -26,7 +26,7 @@ import numpy as np
 params, history = elastic_workers.main()
 np.savez("found.npz", params=params, there=[[w in there for w in range(3)] for there, _ in history])
 """
-# The lesson's own kill is left out. Another comes some seconds after the second cycle.
+# The lesson's own kill is left out. Another comes up to a tenth of a second after the second cycle.
 AT_ANY_MOMENT = (
     """
 import subprocess
