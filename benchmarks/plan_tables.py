@@ -158,27 +158,23 @@ def utilisation_table(args: Namespace) -> Table:
 
 
 def memory_table(args: Namespace) -> Table:
-    """What a worker holds and what checkpoints take, with AdamW."""
-    tx = diloco(optax.adamw(1e-3), "worker", None)
+    """What a worker holds and what checkpoints have once, with AdamW and compression."""
+    tx = diloco(optax.adamw(1e-3), "worker", None, pseudo_gradient_dtype="int8")
     rows = []
     for model, shapes in MODELS.items():
         params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
         state = jax.eval_shape(tx.init, params)
-        common = tree_bytes((state.cycle_start_params, state.outer_state))
-        own = tree_bytes(state.inner_state)
-        rows.append(
-            [
-                model,
-                size(tree_bytes(params)),
-                size(own),
-                size(tree_bytes(state.cycle_start_params)),
-                size(tree_bytes(state.outer_state)),
-                size(tree_bytes(params) + own + common),
-                size(common),
-            ]
-        )
-    header = ["", "params", "inner state", "θ", "outer momentum", "a worker", "common to all"]
-    return header, rows
+        parts = {
+            "params": params,
+            "inner state": state.inner_state,
+            "residual": state.residual,
+            "θ": state.cycle_start_params,
+            "outer momentum": state.outer_state,
+            "a worker": (params, state),
+            "common to all": (state.cycle_start_params, state.outer_state),
+        }
+        rows.append([model, *(size(tree_bytes(part)) for part in parts.values())])
+    return ["", *parts], rows
 
 
 def limited(args: Namespace, workers: int) -> Setting:

@@ -12,7 +12,6 @@ A prediction knows the rates, the latency, the pauses, the number of workers and
 params, and nothing that was measured.
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -25,6 +24,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from cycles import Setting, exchange_seconds, ring_bytes, slowest_by_jitter
+from experiments import flags
 from star import MTU, Star, address
 from tables import markdown
 from timing import circumstances, heading
@@ -283,22 +283,23 @@ def mbits(rate: float | None) -> str:
 
 def main() -> None:
     """Runs the benchmark with the settings of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repeats", type=int, help="cycles of each (default: 5, 1 with --small)")
-    parser.add_argument("--small", action="store_true", help="two workers, as a smoke test")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a file")
-    flags = parser.parse_args()
-    if flags.show:
-        print(report(json.loads(flags.show.read_text())))
+    parser = flags.Parser(prog="slow_links.py", description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--repeats", type=flags.count, help="cycles of each (default: 5, 1 with --small)")
+    add("--small", action="store_true", help="two workers, as a smoke test")
+    add("--json", type=Path, metavar="FILE", help="write the results to this file")
+    add("--show", type=Path, metavar="FILE", help="print the tables of a file")
+    args = parser.parse_args()
+    if args.show:
+        print(report(json.loads(args.show.read_text())))
         return
     try:
-        results = measure(flags.repeats or (1 if flags.small else 5), flags.small)
+        results = measure(args.repeats or (1 if args.small else 5), args.small)
     except OSError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     print(report(results))
-    if flags.json:
-        flags.json.write_text(json.dumps(results, indent=1) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
