@@ -1,4 +1,4 @@
-"""Writes the tables of `results/` into `README.md`, between the marks that name their files.
+"""Writes the tables of `results/` into pages, between the marks that name their files.
 
     python benchmarks/fill_readme.py
 
@@ -15,16 +15,19 @@ from typing import Any
 
 import augment
 import compile_ahead
+import faults
 import lookbehind
 import plan_workers
 import slow_links
 import update
 
 HERE = Path(__file__).parent
+COMPLETE = ("benchmarks/README.md", "docs/many_workers.md", "examples/many_processes.md")
 SUMMARISED = ("README.md", "docs/comparison.md")
 PROGRAMS = {
     "augment": augment,
     "compile_ahead": compile_ahead,
+    "faults": faults,
     "lookbehind": lookbehind,
     "plan_workers": plan_workers,
     "slow_links": slow_links,
@@ -34,10 +37,10 @@ PROGRAMS = {
 
 def main() -> None:
     """Replaces the text between every pair of marks."""
-    rewrite(HERE / "README.md", tables)
+    for page in COMPLETE:
+        rewrite(HERE.parent / page, tables)
     for page in SUMMARISED:
         rewrite(HERE.parent / page, update.summary)
-    rewrite(HERE.parent / "docs/many_workers.md", tables)
 
 
 def rewrite(page: Path, text_of: Callable[..., str]) -> None:

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from experiments import figures, flags
 from experiments.command_line import add_sweep, program, seeds_of
+from experiments.config import SettingError
 from experiments.flags import Parser
 from experiments.paired import compare
 from experiments.parts import provenance, run
@@ -59,7 +60,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument(
         "--runs",
-        type=flags.count,
+        type=flags.number("a whole number, at least 2", lambda n: n >= 2, int),
         default=5,
         metavar="N",
         help="how often to kill and start a worker, a process (default: %(default)s)",
@@ -102,19 +103,19 @@ def stacked(trees: Sequence, axis: int = 0):
 
 
 def compare_histories(seeds: Sequence[int]) -> Settings:
-    """Returns test accuracy, training loss, and the mean accuracy after each cycle."""
+    """Returns test accuracy, training loss, and the mean training loss after each cycle."""
     train, test = lesson.load_data()
     accuracy = jax.jit(jax.vmap(lambda params: lesson.eval_step(params, *test)))
     loss = jax.jit(jax.vmap(lambda params: lesson.loss_fn(params, *train)))
     found = {}
     for label, history in HISTORIES.items():
-        paths = list(simulate(history, seeds))
-        curve = 100 * np.stack([accuracy(params) for params in paths])
+        path = list(simulate(history, seeds))
+        curve = np.stack([loss(params) for params in path])
         found[label] = {
             "shares": sum(map(len, history)),
-            "accuracy": numbers(curve[-1]),
-            "loss": numbers(np.asarray(loss(paths[-1]))),
-            "curve": [round(float(point), 3) for point in curve.mean(axis=1)],
+            "accuracy": numbers(100 * np.asarray(accuracy(path[-1]))),
+            "loss": numbers(curve[-1]),
+            "curve": [round(float(point), 4) for point in curve.mean(axis=1)],
         }
     return {"histories": found}
 
@@ -165,7 +166,7 @@ def page(results: Settings) -> str:
         "",
         *markdown(rows),
         "",
-        "![Test accuracy after each cycle](leaving_workers.png)",
+        "![Training loss after each cycle](leaving_workers.png)",
         "",
         f"{len(processes['workers'])} runs as processes, one of which is killed and started again. "
         f"The params are at most {processes['distance']:.0e} from those of the simulation with the "
@@ -187,10 +188,10 @@ def difference(found: Settings, stay: Settings, form: str) -> str:
 
 
 def draw(results: Settings, folder: Path) -> None:
-    """Draws the test accuracy after each cycle."""
+    """Draws the training loss after each cycle."""
     title = (
-        f"Test accuracy of the slow weights, mean of {len(results['seeds'])} seeds; a third of the "
-        "images belongs to each worker"
+        f"Loss of the slow weights on the training images of all {lesson.WORKERS} workers, mean of "
+        f"{len(results['seeds'])} seeds"
     )
     with figures.picture(folder / "leaving_workers.png", (8, 3.8), title, dpi=100) as figure:
         axes = figure.subplots()
@@ -198,7 +199,7 @@ def draw(results: Settings, folder: Path) -> None:
         for label, look in figures.styles(list(histories)):
             curve = histories[label]["curve"]
             axes.plot(range(1, len(curve) + 1), curve, linewidth=1.6, **look)
-        axes.set(xlabel="cycle", ylabel="test accuracy, %")
+        axes.set(xlabel="cycle", ylabel="training loss", yscale="log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color="0.92")
         figure.legend(loc="outside right center", fontsize=8)
@@ -208,6 +209,8 @@ def draw(results: Settings, folder: Path) -> None:
 def main(args: Namespace, parser: Parser) -> int:
     """Runs the command line; returns the exit code."""
     seeds = seeds_of(args)
+    if len(seeds) < 2:
+        raise SettingError("seeds", f"must be at least 2, got {len(seeds)}")
     names = ("WORKERS", "CYCLES", "STEPS", "BATCH_SIZE", "HIDDEN", "SILENCE")
     settings = {name.lower(): getattr(lesson, name) for name in names}
     settings |= {"runs": args.runs, "seeds": list(seeds)}

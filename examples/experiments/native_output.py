@@ -36,6 +36,8 @@ MEANINGS = {
     r"Failed to send RPC to coordination service": "the first process is gone",
 }
 UNKNOWN = "JAX has lost another process"
+# What the line of a process that has noticed it itself has in common with the line about an abort.
+SAID = "cannot go on:"
 
 
 @contextmanager
@@ -82,10 +84,10 @@ def lines(printed: Iterable[str], who: str) -> Iterator[str]:
             page.append(line)
             aborted = aborted or (message is not None and message["severity"] == "F")
         else:
-            said = said or line.startswith(who)
+            said = said or SAID in line
             yield line
     if aborted and not said:
-        yield f"{who} {meaning(''.join(page))}\n"
+        yield f"{who} {SAID} {meaning(''.join(page))}\n"
 
 
 def meaning(page: str) -> str:
@@ -99,5 +101,6 @@ def meaning(page: str) -> str:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):  # It ends when the process has.
         signal.signal(number, signal.SIG_IGN)
+    sys.stdin.reconfigure(errors="backslashreplace")
     for line in lines(sys.stdin, sys.argv[1]):
         print(line, end="", file=sys.stderr, flush=True)

@@ -5,7 +5,6 @@ compute from it is equal on all of them; the first one, the writer, writes folde
 pictures, and prints.
 """
 
-import logging
 import math
 import os
 import socket
@@ -22,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import flags, native_output
+from experiments import flags, native_output, writes
 from experiments.checkpoints import CheckpointError
 from experiments.config import SettingError
 from experiments.flags import Parser
@@ -132,7 +131,7 @@ def start(
     there = threading.Event()
     waiting = coordinator, num_processes, process_id, within, there
     threading.Thread(target=_wait_or_give_up, args=waiting, daemon=True).start()
-    native_output.aborts_in_one_line(f"{_program()}: {_cannot_go_on(process_id, num_processes)}")
+    native_output.aborts_in_one_line(f"{_program()}: {_which(process_id, num_processes)}")
     try:
         jax.distributed.initialize(
             coordinator,
@@ -152,7 +151,9 @@ def start(
         ) from error
     finally:
         there.set()
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it raises, too.
+    writes.on_failure(end_if_alone)
+    # Gloo confuses the messages of programs that run at once; on CPU JAX would let them.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     with native_output.no_stdout():  # Gloo prints that it is connected.
         told = multihost_utils.process_allgather(np.asarray(num_processes or count())).ravel()
     with together():
@@ -226,7 +227,7 @@ def end_if_alone(error: Exception) -> None:
     lost = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
     if count() > 1 and (lost or isinstance(error, CheckpointError)):
         reason = str(error).partition("\n")[0]
-        _end(1, f"{_cannot_go_on(index(), count())} {reason}")
+        _end(1, f"{_which(index(), count())} {native_output.SAID} {reason}")
 
 
 @contextmanager
@@ -305,9 +306,9 @@ def _program() -> str:
     return Path(sys.argv[0]).name
 
 
-def _cannot_go_on(process_id: int | None, num_processes: int | None) -> str:
+def _which(process_id: int | None, num_processes: int | None) -> str:
     known = None not in (process_id, num_processes)
-    return f"{f'process {process_id} of {num_processes}' if known else 'it'} cannot go on:"
+    return f"process {process_id} of {num_processes}" if known else "this process"
 
 
 def _answers(coordinator: str) -> bool:

@@ -1,6 +1,7 @@
 """Several processes, real ones: the trajectory of one, a single writer, and one line of error."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ import main
 import numpy as np
 import pytest
 from error_lines import error_line
-from experiments import data, native_output, sweep, trained
+from experiments import data, native_output, sweep, trained, writes
 from experiments.config import Config
 from experiments.data.stream import Stream
 from forked import ENVIRONMENT, PATH, SECONDS, fork, on_forked
@@ -26,15 +27,18 @@ from published import encoded, write_prepared
 
 EXAMPLES = Path(launch.__file__).parent
 PROGRAM = batchnorm_program.__file__
-SMALL = (
-    "--dataset digits --network tiny --input_norm --train_images 96 --train_batch_size 24 "
-    "--milestones none --lookahead 3_0.8 --tr_epochs 2 --save_every 1 --exp_name mine"
-)
-LONG = SMALL.replace("--tr_epochs 2", "--tr_epochs 4000 --eval_every 4000")
-JOIN = "--coordinator localhost:1 --num_processes 2 --process_id"
 # Four and ten in .ci/full.
 PROCESSES = int(os.environ.get("SLRLA_PROCESSES", "2"))
 KILLS = int(os.environ.get("SLRLA_KILLS", "2"))
+# Four steps each, in which there is room for the kills.
+EPOCHS = max(2, KILLS)
+SHORT = (
+    "--dataset digits --network tiny --input_norm --train_images 96 --train_batch_size 24 "
+    "--milestones none --lookahead 3_0.8 --save_every 1 --exp_name mine"
+)
+SMALL = f"{SHORT} --tr_epochs {EPOCHS}"
+LONG = f"{SHORT} --tr_epochs 4000 --eval_every 4000"
+JOIN = "--coordinator localhost:1 --num_processes 2 --process_id"
 # Seconds of silence after which the processes here give one up.
 SILENCE = 20
 
@@ -95,7 +99,7 @@ def copied(several, tmp_path):
 def test_two_processes_are_one_with_two_devices(several, tmp_path):
     there, done = several
     assert done.stderr == ""
-    assert done.stdout.count("epoch 2/2") == 1
+    assert done.stdout.count(f"epoch {EPOCHS}/{EPOCHS}") == 1
     assert "Gloo" not in done.stdout
     (process,) = json.loads((there / "runs/mine/settings.json").read_text())["processes"]
     assert process["machine"]["processes"] == PROCESSES
@@ -359,6 +363,20 @@ def test_ctrl_c_reaches_all_that_the_launcher_has_started(tmp_path):
     assert launcher.returncode == 130
 
 
+def test_a_write_that_fails_is_noticed_in_the_log(monkeypatch):
+    log, noticed = logging.getLogger("absl"), []
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "propagate", True)
+    writes.on_failure(noticed.append)
+    for package in ("orbax", "another"):
+        error = OSError(27, "File too large")
+        where = "absl", logging.ERROR, f"/{package}/checkpointer.py", 1
+        log.handle(log.makeRecord(*where, "Failed to run", (), (OSError, error, None)))
+    log.error("something else")
+    (said,) = map(str, noticed)
+    assert said == "a checkpoint cannot be written: [Errno 27] File too large"
+
+
 LOG = "E1126 14:05:57.306962    4444 coordination_service_agent.cc:289] "
 ABORT = (
     "F1126 14:05:57.306970    4444 client.h:80] Terminating process: {}\n\nRPC: /xla\n    @ 0x7f\n"
@@ -383,13 +401,13 @@ def test_an_abort_of_jax_is_a_line(page, line):
         "E1126 14:05:57.306962    4444 cuda_executor.cc:12] not about processes\n",
         *ABORT.format(page).splitlines(keepends=True),
     ]
-    *passed, last = native_output.lines(printed, "process 1 of 2 cannot go on:")
+    *passed, last = native_output.lines(printed, "process 1 of 2")
     assert passed == [printed[0], printed[3], printed[4]]
     assert last.startswith("process 1 of 2 cannot go on: ")
     assert last.endswith(f"{line}\n")
     # What the process itself has said is enough, and without an abort there is nothing to say.
     own = "process 1 of 2 cannot go on: its disk is full\n"
-    assert list(native_output.lines([own, *printed[-4:]], own[:28])) == [own]
+    assert list(native_output.lines([own, *printed[-4:]], "")) == [own]
     assert list(native_output.lines(printed[:5], "")) == passed
 
 

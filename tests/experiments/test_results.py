@@ -8,6 +8,7 @@ from pathlib import Path
 import bilinear_game
 import fine_tuning
 import gan
+import leaving_workers
 import linear_convergence
 import policy_gradient
 import pytest
@@ -26,6 +27,7 @@ PAGES = {
     "games/gan": partial(
         page, columns=gan.COLUMNS, pictures=["gan.png", "images.png"], compared=False
     ),
+    "leaving_workers": leaving_workers.page,
     "robustness/fine_tuning_cnn/pretraining": partial(page, columns=TRAINING),
     "robustness/fine_tuning_vit/pretraining": partial(page, columns=TRAINING),
     "robustness/fine_tuning_cnn": partial(over_b0, pictures=["fine_tuning.png"]),
@@ -60,3 +62,11 @@ def test_the_pages_of_the_theorems_have_their_numbers():
         quoted = [line for line in text.read_text().splitlines() if re.match(r"\| [^-w]", line)]
         assert quoted
         assert [line for line in quoted if line not in rows] == []
+
+
+def test_the_page_of_workers_that_leave_has_their_numbers():
+    folder = RESULTS / "leaving_workers"
+    table = (folder / "table.md").read_text()
+    quoted = re.findall(r"[\d.]+ ± [\d.]+", (folder / "README.md").read_text())
+    assert len(quoted) > 20
+    assert [pair for pair in quoted if pair not in table] == []
