@@ -32,6 +32,9 @@ REFERENCES = {
     "float32": {"send": "float32"},
 }
 
+# Letters of a legend on an inch of a picture's width.
+LEGEND = 12
+
 Configs = Mapping[str, LocalConfig]
 
 
@@ -131,7 +134,7 @@ def draw(results: Results, column: Column, title: str, path: Path) -> None:
     varied = [name for name in varied_settings(configs.values()) if name in OF_LOCAL]
     lines = list(dict.fromkeys(line_of(c, varied) for c in configs.values() if is_local(c)))
     looks = dict(styles(lines))
-    size = (1.8 + 3.4 * len(panels), 4.8)
+    size = (max(8.0, 1.8 + 3.4 * len(panels)), 4.8)
     with picture(path, size, f"{title}; dots are sync periods, bars one deviation") as figure:
         for axes, panel in zip(
             figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True
@@ -142,9 +145,8 @@ def draw(results: Results, column: Column, title: str, path: Path) -> None:
             axes.set_xlabel("MB that a worker sends")
         figure.axes[0].set_ylabel(f"test {column.header}")
         handles, labels = figure.axes[-1].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=1 + 2 * len(panels), fontsize=9
-        )
+        columns = int(LEGEND * size[0] / (6 + max(map(len, labels))))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
 
 
 def draw_panel(
@@ -186,5 +188,6 @@ def panel_of(config: LocalConfig) -> str:
 
 def line_of(config: LocalConfig, varied: Sequence[str]) -> str:
     """Names the line that an entry is on, by what varies besides the sync period."""
-    own = [f"{OF_LOCAL[n]} {written(getattr(config, n))}" for n in varied if n != "sync_period"]
+    values = {name: getattr(config, name) for name in varied if name != "sync_period"}
+    own = [v if isinstance(v, str) else f"{OF_LOCAL[name]} {v:g}" for name, v in values.items()]
     return ", ".join(own) or METHODS[config.optimizer].label
