@@ -3,7 +3,8 @@
     python benchmarks/fill_readme.py
 
 A table stands between `<!-- results/NAME.json -->` and `<!-- end -->`. Pages outside of this folder
-name a file by its path from there. Some get of `update.json` its ratios of times alone.
+name the file by its path from there. Of `update.json` they get the ratios of times alone, and of
+results about many workers the table that is named after a `#`.
 """
 
 import json
@@ -16,16 +17,20 @@ import augment
 import compile_ahead
 import faults
 import lookbehind
+import plan_workers
+import slow_links
 import update
 
 HERE = Path(__file__).parent
-COMPLETE = ("benchmarks/README.md", "examples/many_processes.md")
+COMPLETE = ("benchmarks/README.md", "docs/many_workers.md", "examples/many_processes.md")
 SUMMARISED = ("README.md", "docs/comparison.md")
 PROGRAMS = {
     "augment": augment,
     "compile_ahead": compile_ahead,
     "faults": faults,
     "lookbehind": lookbehind,
+    "plan_workers": plan_workers,
+    "slow_links": slow_links,
     "update": update,
 }
 
@@ -38,7 +43,7 @@ def main() -> None:
         rewrite(HERE.parent / page, update.summary)
 
 
-def rewrite(page: Path, text_of: Callable[[dict[str, Any]], str]) -> None:
+def rewrite(page: Path, text_of: Callable[..., str]) -> None:
     """Replaces the text between the marks of a page by that of the results that they name."""
 
     def fill(marks: re.Match[str]) -> str:
@@ -47,16 +52,17 @@ def rewrite(page: Path, text_of: Callable[[dict[str, Any]], str]) -> None:
             print(f"{marks[1]} does not exist yet.")
             return marks[0]
         results = json.loads(file.read_text())
-        return f"<!-- {marks[1]} -->\n\n{text_of(results)}\n\n<!-- end -->"
+        text = text_of(results, marks[2]) if marks[2] else text_of(results)
+        return f"{marks[0].splitlines()[0]}\n\n{text}\n\n<!-- end -->"
 
-    marks = r"<!-- (\S+\.json) -->\n.*?<!-- end -->"
+    marks = r"<!-- (\S+\.json)(?:#(\w+))? -->\n.*?<!-- end -->"
     page.write_text(re.sub(marks, fill, page.read_text(), flags=re.S))
 
 
-def tables(results: dict[str, Any]) -> str:
-    """All tables of some results."""
+def tables(results: dict[str, Any], *table: str) -> str:
+    """All tables of some results, or the named one."""
     program = re.match(r"python benchmarks/(\w+).py", results["command"])[1]
-    return PROGRAMS[program].report(results)
+    return PROGRAMS[program].report(results, *table)
 
 
 if __name__ == "__main__":

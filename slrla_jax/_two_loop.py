@@ -10,6 +10,7 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from slrla_jax import _arguments as arguments
+from slrla_jax import _compression as compression
 from slrla_jax import _memory as memory
 from slrla_jax import _moments as moments
 from slrla_jax import _numerics as numerics
@@ -35,6 +36,9 @@ class TwoLoopState(NamedTuple):
       steps_since_sync: the number of those since the last sync; int32 of shape ().
       synced: whether the last step was a sync, after which the params are the slow
         weights; bool of shape (). None with an axis, where these are always stored.
+      residual: what a replica has yet to send of its pseudo-gradients, each replica's own;
+        shaped like the params, in float32 or their dtype if that is wider, with None for
+        integer params. None without `pseudo_gradient_dtype`.
     """
 
     inner_state: optax.OptState
@@ -43,6 +47,7 @@ class TwoLoopState(NamedTuple):
     steps_taken: jax.Array
     steps_since_sync: jax.Array
     synced: jax.Array | None
+    residual: optax.Params | None = None
 
 
 def two_loop(
@@ -51,6 +56,7 @@ def two_loop(
     sync_period: ScalarOrSchedule | None,
     *,
     axis_name: AxisName | None = None,
+    pseudo_gradient_dtype: DTypeLike | None = None,
     sync_moments: str = "keep",
     slow_dtype: DTypeLike | None = None,
     memory_kind: str | None = None,
@@ -89,6 +95,21 @@ def two_loop(
     of that addition. `slow_params(opt_state, params)` is θ itself, so
     `params = slow_params(opt_state, params)` after a sync makes them equal bit-for-bit.
 
+    With `pseudo_gradient_dtype` the replicas send each other their pseudo-gradients in few
+    bits. What rounding takes from them is kept and sent with the next ones: with a residual
+    :math:`e^{(r)}` of each replica, which is 0 at first,
+
+    .. math::
+        s + \frac{1}{R} \sum_r e_\text{new}^{(r)}
+            = \frac{1}{R} \sum_r (θ_{t-1} - v_k^{(r)} + e^{(r)})
+
+    up to rounding errors of the dtype of e, so that nothing is lost. A replica sends and
+    receives 2 (R − 1)/R · n bytes for each param, with n the bytes of that dtype (without it,
+    those of the dtype of θ). In int8, each leaf is cut into R chunks, and the entries of a chunk
+    are rounded to multiples of 1/127 of the largest of them, which is sent along in float32. An
+    infinity or NaN on one replica reaches them all, as it does without compression; in int8,
+    nothing in its chunk is finite then. The equations of s and e are in module `_compression`.
+
     Args:
       inner: the inner optimizer A, any optax transformation. Extra arguments of
         `update` (`value=`, `grad_fn=`, …) are passed on to it.
@@ -97,6 +118,8 @@ def two_loop(
       axis_name: the name, or a tuple of names, of the mapped axes of the replicas, as given
         to `jax.pmap`, `jax.shard_map` or `jax.vmap`; None for no replicas. With automatic
         syncs, the averaging is inside a `jax.lax.cond`, so that it runs at syncs only.
+      pseudo_gradient_dtype: the dtype in which replicas send their pseudo-gradients:
+        `"bfloat16"` or `"int8"`, with error feedback, or None for that of θ.
       sync_moments: what a sync does to the moments of `inner`: `"keep"` or `"reset"`; see
         `lookahead`. (There is no α here to pull moments back by.)
       slow_dtype: the dtype of θ; see `lookahead`. B computes in it.
@@ -106,10 +129,11 @@ def two_loop(
     Returns:
       A transformation with `update(updates, state, params, *, sync=None, **extra_args)`.
       Its state is a `TwoLoopState`, which is larger than that of `inner` by one copy of the
-      params and the state of B.
+      params and the state of B, and with `pseudo_gradient_dtype` by one more copy.
 
     Raises:
-      ValueError: if `outer` is not a transformation, if `axis_name` is not a name, and as
+      ValueError: if `outer` is not a transformation, if `axis_name` is not a name, if
+        `pseudo_gradient_dtype` is another dtype or is given without `axis_name`, and as
         `lookahead` does.
 
     Example:
@@ -135,6 +159,10 @@ def two_loop(
 
       Douillard et al., `DiLoCo: Distributed Low-Communication Training of Language Models
       <https://arxiv.org/abs/2311.08105>`_, 2023.
+
+      Seide, Fu, Droppo, Li and Yu, `1-Bit Stochastic Gradient Descent and its Application to
+      Data-Parallel Distributed Training of Speech DNNs
+      <https://www.isca-archive.org/interspeech_2014/seide14_interspeech.html>`_, 2014.
     """
     arguments.check_transformation("inner", inner)
     arguments.check_transformation("outer", outer)
@@ -142,6 +170,7 @@ def two_loop(
         arguments.check_period("sync_period", sync_period)
     if axis_name is not None:
         arguments.check_axis_name("axis_name", axis_name)
+    compression.check_dtype("pseudo_gradient_dtype", pseudo_gradient_dtype, axis_name)
     arguments.check_choice("sync_moments", sync_moments, (moments.KEEP, moments.RESET))
     arguments.check_dtype("slow_dtype", slow_dtype)
     memory.check_kind("memory_kind", memory_kind, sync_period)
@@ -157,7 +186,8 @@ def two_loop(
     #
     # As in a layer of `lookahead`, θ ← p comes with the step after an automatic sync, and
     # with the sync itself if that is manual. With an axis, p has rounding errors that differ
-    # from replica to replica, so the sync stores θ, and θ ← p is left out.
+    # from replica to replica, so the sync stores θ, and θ ← p is left out. With
+    # `pseudo_gradient_dtype` it is the mean of θ − v + e, less what is not sent of it, the next e.
 
     def init_fn(params: optax.Params) -> TwoLoopState:
         arguments.check_wide_enough("slow_dtype", slow_dtype, params)
@@ -165,6 +195,8 @@ def two_loop(
         moments.find(sync_moments, inner_state)
         # From a copy of its own, because B may store its params.
         outer_state = outer.init(numerics.copy(params, slow_dtype))
+        sends = pseudo_gradient_dtype is not None
+        residual = compression.zero_residual(params, slow_dtype) if sends else None
         return TwoLoopState(
             inner_state=inner_state,
             outer_state=memory.put(numerics.sharded_state(outer_state, params), memory_kind),
@@ -172,6 +204,7 @@ def two_loop(
             steps_taken=jnp.zeros((), jnp.int32),
             steps_since_sync=jnp.zeros((), jnp.int32),
             synced=jnp.ones((), bool) if axis_name is None else None,
+            residual=memory.put(residual, memory_kind),
         )
 
     def update_fn(
@@ -186,16 +219,19 @@ def two_loop(
         arguments.check_state(state, TwoLoopState)
         arguments.check_made_for(state.cycle_start_params, updates)
         arguments.check_params_of(state.cycle_start_params, params)
+        compression.check_residual(state.residual, state.cycle_start_params, pseudo_gradient_dtype)
         arguments.check_sync(sync, 1, is_needed=sync_period is None)
         updates = numerics.sharded_updates(updates, params)
 
         # θ ← p at the start of a cycle. In a step that is known not to sync, θ stays where it is.
-        kept = state.cycle_start_params, state.outer_state
+        kept = state.cycle_start_params, state.outer_state, state.residual
         starts: Any = False
         if sync is None or sync:
             starts = state.synced if axis_name is None else False
-            slow, outer_state = memory.on_device(kept)
-            state = state._replace(cycle_start_params=slow, outer_state=outer_state)
+            slow, outer_state, residual = memory.on_device(kept)
+            state = state._replace(
+                cycle_start_params=slow, outer_state=outer_state, residual=residual
+            )
         slow = slow_weights(starts, state.cycle_start_params, params)
 
         # v ← p + u(p), a step of the inner optimizer.
@@ -209,6 +245,7 @@ def two_loop(
             steps_taken=optax.safe_increment(state.steps_taken),
             steps_since_sync=steps,
             synced=jnp.zeros((), bool) if axis_name is None else None,
+            residual=state.residual,
         )
         if sync is False:
             return updates, state
@@ -216,11 +253,17 @@ def two_loop(
         # u ← B(θ, mean of θ − v) − p at a sync.
         def slow_step() -> Any:
             away = numerics.tree_map(_pseudo_gradient, slow, params, updates)
-            if axis_name is not None:
+            residual = state.residual
+            if pseudo_gradient_dtype is not None:
+                away, residual = compression.averaged(
+                    away, residual, updates, axis_name, pseudo_gradient_dtype
+                )
+            elif axis_name is not None:
                 away = jax.lax.pmean(away, axis_name)  # type: ignore[no-untyped-call]
             outer_updates, outer_state = outer.update(away, state.outer_state, slow)
             target = numerics.tree_map(_moved, slow, outer_updates, params, updates)
-            return jax.tree.map(numerics.like, (target, outer_state), (slow, state.outer_state))
+            before = slow, state.outer_state, state.residual
+            return jax.tree.map(numerics.like, (target, outer_state, residual), before)
 
         # Without a collective to avoid, a selection is cheaper than a conditional. Compiled for
         # CPUs with 24 leaves, SNOO around SGD with momentum has temporaries of 1.1 copies of
@@ -228,12 +271,14 @@ def two_loop(
         # the memory of 20 copies and 23, 26 and 30. (The slow step is then made at every step,
         # and discarded.)
         if axis_name is None or sync is True:
-            target, outer_state = slow_step()
+            target, outer_state, residual = slow_step()
             outer_state = jax.tree.map(
                 partial(numerics.select, sync), outer_state, state.outer_state
             )
         else:
-            target, outer_state = jax.lax.cond(sync, slow_step, lambda: (slow, state.outer_state))
+            target, outer_state, residual = jax.lax.cond(
+                sync, slow_step, lambda: (slow, state.outer_state, state.residual)
+            )
         updates = numerics.tree_map(partial(_step_back, sync), updates, params, target)
 
         inner_state = moments.at_sync(
@@ -250,13 +295,14 @@ def two_loop(
             slow = slow_weights(True, target, numerics.landed(params, updates))
         else:
             slow = with_lost_bits(sync, slow, target, params)
-        slow, outer_state = memory.as_before((slow, outer_state), kept)
+        slow, outer_state, residual = memory.as_before((slow, outer_state, residual), kept)
         return updates, state._replace(
             inner_state=moments.forget_evaluations(sync, inner_state),
             outer_state=outer_state,
             cycle_start_params=slow,
             steps_since_sync=jnp.where(sync, 0, steps),
             synced=jnp.asarray(sync) if axis_name is None else None,
+            residual=residual,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -351,6 +397,7 @@ def diloco(
     learning_rate: ScalarOrSchedule = 0.7,
     momentum: Scalar = 0.9,
     *,
+    pseudo_gradient_dtype: DTypeLike | None = None,
     sync_moments: str = "keep",
     slow_dtype: DTypeLike | None = None,
     memory_kind: str | None = None,
@@ -376,6 +423,8 @@ def diloco(
       sync_period: k; see `lookahead`. The paper's is 500.
       learning_rate: η > 0; a number, a traced array, or a schedule of the number of syncs.
       momentum: μ in [0, 1); 0 for no momentum.
+      pseudo_gradient_dtype: `"bfloat16"` or `"int8"` sends the pseudo-gradients in a half or a
+        quarter of the bytes of float32, with error feedback; see `two_loop`.
       sync_moments: `"keep"` or `"reset"` the moments of `inner`; see `two_loop`.
       slow_dtype: the dtype of θ and b, in which s is averaged; see `lookahead`.
       memory_kind: `"pinned_host"` keeps θ and b in the memory of the host; see `lookahead`.
@@ -383,7 +432,7 @@ def diloco(
     Returns:
       A transformation like that of `two_loop`, whose `update` must run where the axis is
       mapped. Its state is two copies of the params larger than that of `inner`, or one if μ
-      is 0.
+      is 0, and one more with `pseudo_gradient_dtype`.
 
     Raises:
       ValueError: if `axis_name` is not a name, if η is not positive, if μ is outside [0, 1),
@@ -407,6 +456,10 @@ def diloco(
     References:
       Douillard et al., `DiLoCo: Distributed Low-Communication Training of Language Models
       <https://arxiv.org/abs/2311.08105>`_, 2023.
+
+      Douillard et al., `Streaming DiLoCo with Overlapping Communication: Towards a Distributed
+      Free Lunch <https://arxiv.org/abs/2501.18512>`_, 2025, whose pseudo-gradients are sent in
+      four bits.
     """
     arguments.check_axis_name("axis_name", axis_name)
     return two_loop(
@@ -414,6 +467,7 @@ def diloco(
         _nesterov(learning_rate, momentum),
         sync_period,
         axis_name=axis_name,
+        pseudo_gradient_dtype=pseudo_gradient_dtype,
         sync_moments=sync_moments,
         slow_dtype=slow_dtype,
         memory_kind=memory_kind,

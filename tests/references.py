@@ -421,6 +421,7 @@ def diloco(
     steps: int,
     beta: float = 0.0,
     S: int = 1,
+    mean: Callable[[list[np.ndarray]], np.ndarray] = lambda away: sum(away) / len(away),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fast weights of every replica, (steps, replicas, size), and slow weights, (steps, size).
 
@@ -437,10 +438,52 @@ def diloco(
             for r, (A, v_r) in enumerate(zip(replicas, v, strict=True))
         ]
         if (s + 1) % k == 0:
-            away = sum(theta - v_r for v_r in v) / len(replicas)
+            away = mean([theta - v_r for v_r in v])
             b = mu * b + away
             theta = theta - outer_eta * (mu * b + away)
             v = [theta for _ in replicas]
         fast.append(np.array(v))
         slow.append(theta)
     return np.array(fast), np.array(slow)
+
+
+class CompressedMean:
+    """The mean of what replicas send each other, with rounding Q and error feedback.
+
+    `chunks` lists for every leaf of the params the places of its chunks in the vector. Chunk c is
+    sent to replica c, which sends its mean to all.
+    """
+
+    def __init__(
+        self, chunks: Sequence[Sequence[np.ndarray]], Q: Callable[[np.ndarray], np.ndarray]
+    ):
+        self.chunks, self.Q = chunks, Q
+        self.residuals: list[np.ndarray] | None = None
+
+    def __call__(self, s: list[np.ndarray]) -> np.ndarray:
+        R = len(s)
+        e = self.residuals or [np.zeros_like(s_r) for s_r in s]
+        m = [s[r] + e[r] for r in range(R)]
+        mean, left = np.zeros_like(s[0]), [np.zeros_like(s_r) for s_r in s]
+        for leaf in self.chunks:
+            for c, chunk in enumerate(leaf):
+                received = [m[r][chunk] if r == c else self.Q(m[r][chunk]) for r in range(R)]
+                a = sum(received) / R
+                mean[chunk] = self.Q(a)
+                for r in range(R):
+                    left[r][chunk] = m[r][chunk] - received[r]
+                left[c][chunk] = R * (a - mean[chunk])
+        self.residuals = left
+        return mean
+
+
+def rounded_to_bfloat16(x: np.ndarray) -> np.ndarray:
+    """To eight significant bits."""
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.round(mantissa * 2**8) / 2**8, exponent)
+
+
+def rounded_to_int8(x: np.ndarray) -> np.ndarray:
+    """To whole multiples of 1/127 of the largest."""
+    unit = np.abs(x).max(initial=0) / 127
+    return np.round(x / unit) * unit if unit else x

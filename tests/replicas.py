@@ -1,7 +1,10 @@
 """Eight replicas with data of their own, and three ways to map a step over them."""
 
+import collections
 import contextlib
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +22,10 @@ R = 8
 STEPS = 9
 K = 3
 AXIS = "replica"
-SIZE = 10
+SIZE = 36
 RNG = np.random.default_rng(0)
 INITIAL = RNG.normal(size=SIZE)
-INITIAL[:4] = 0  # a bias, whose sign differs between replicas soon
+INITIAL[:12] = 0  # a bias, whose sign differs between replicas soon
 NOISE = 0.5 * RNG.normal(size=(STEPS, R, SIZE))
 
 INNER = {
@@ -52,13 +55,13 @@ def by_hand(inner, beta=0.0, anchor_period=1):
 
 
 def tree(vector):
-    b, w = jnp.split(jnp.asarray(vector, jnp.float32), [4], axis=-1)
-    return {"b": b, "w": jnp.reshape(w, (*w.shape[:-1], 2, 3))}
+    b, w = jnp.split(jnp.asarray(vector, jnp.float32), [12], axis=-1)
+    return {"b": b, "w": jnp.reshape(w, (*w.shape[:-1], 3, 8))}
 
 
 def flat(params):
     w = np.asarray(params["w"])
-    return np.concatenate([np.asarray(params["b"]), w.reshape(*w.shape[:-2], 6)], axis=-1)
+    return np.concatenate([np.asarray(params["b"]), w.reshape(*w.shape[:-2], 24)], axis=-1)
 
 
 def stacked(params):
@@ -95,13 +98,18 @@ def under_pmap(tx):
 
 # Which parts of the state differ between replicas, as a tree prefix.
 def parts(replicas, common):
-    return TwoLoopState(replicas, common, common, common, common, None)
+    return TwoLoopState(replicas, common, common, common, common, None, replicas)
+
+
+def of_replicas(state, f):
+    """Changes the parts of a state that are each replica's own."""
+    own = jax.tree.map(f, (state.inner_state, state.residual))
+    return state._replace(inner_state=own[0], residual=own[1])
 
 
 def common_state(tx):
-    """The state of `tx.init`, with an inner state for each replica."""
-    state = tx.init(tree(INITIAL))
-    return state._replace(inner_state=stacked(state.inner_state))
+    """The state of `tx.init`, with an inner state and a residual for each replica."""
+    return of_replicas(tx.init(tree(INITIAL)), lambda x: jnp.stack([x] * R))
 
 
 def mesh():
@@ -111,17 +119,11 @@ def mesh():
 def under_shard_map(tx):
     """θ and the outer state are P(), and JAX checks that they are the same on all devices."""
 
-    def one(tree):
-        return jax.tree.map(lambda x: x[0], tree)
-
-    def several(tree):
-        return jax.tree.map(lambda x: x[None], tree)
-
     def mapped(params, state, noise, sync):
-        state = state._replace(inner_state=one(state.inner_state))
-        params, state, slow = step_of(tx)(one(params), state, one(noise), sync)
-        state = state._replace(inner_state=several(state.inner_state))
-        return several(params), state, slow
+        params, noise = jax.tree.map(lambda x: x[0], (params, noise))
+        state = of_replicas(state, lambda x: x[0])
+        params, state, slow = step_of(tx)(params, state, noise, sync)
+        return jax.tree.map(lambda x: x[None], params), of_replicas(state, lambda x: x[None]), slow
 
     @functools.partial(quick_jit, static_argnums=3)
     def step(params, state, noise, sync):
@@ -172,3 +174,38 @@ def trained(tx, way, syncs):
         with contextlib.nullcontext() if way == "pmap" else jax.set_mesh(mesh()):
             params, state, slow = step(params, state, tree(NOISE[n - 1]), SYNCS[syncs](n))
         yield n, params, state, slow
+
+
+# Collectives in the compiled programs
+
+COLLECTIVE = r"\b(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
+
+
+def computations(tx, way, sync):
+    """The computations of the compiled step, by name, each as its text."""
+    step, state = WAYS[way](tx)
+    params = stacked(tree(INITIAL))
+    if way == "pmap":
+        lowered = jax.pmap(functools.partial(step_of(tx), sync=sync), axis_name=AXIS).lower(
+            params, state, tree(NOISE[0])
+        )
+        text = lowered.compile().as_text()
+    else:
+        with jax.set_mesh(mesh()):
+            split = NamedSharding(mesh(), P(AXIS))
+            params, noise = jax.device_put((params, tree(NOISE[0])), split)
+            state = jax.device_put(state, NamedSharding(mesh(), P()))
+            state = of_replicas(state, lambda x: jax.device_put(x, split))
+            text = step.lower(params, state, noise, sync).compile().as_text()
+    blocks = re.findall(r"^(?:ENTRY )?(%\S+) [^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+    return dict(blocks), text
+
+
+def numbers_in_collectives(text):
+    """How many numbers the collectives of a program give a device, by their kind and dtype."""
+    numbers = collections.Counter()
+    for line in text.splitlines():
+        if made := re.search(rf"= (.*?) {COLLECTIVE}", line):
+            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", made[1]):
+                numbers[made[2], dtype] += math.prod(int(d) for d in shape.split(",") if d)
+    return numbers

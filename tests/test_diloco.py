@@ -1,6 +1,5 @@
 """Replicas that meet at syncs only: `diloco` on eight devices, against a loop over replicas."""
 
-import functools
 import re
 
 import jax
@@ -12,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from replicas import (
     AXIS,
+    COLLECTIVE,
     INITIAL,
     INNER,
     NOISE,
@@ -23,14 +23,16 @@ from replicas import (
     R,
     by_hand,
     common_state,
+    computations,
     every_inner,
     every_kind_of_sync,
     every_way,
     flat,
     mesh,
+    numbers_in_collectives,
+    of_replicas,
     parts,
     slope,
-    stacked,
     step_of,
     trained,
     tree,
@@ -108,13 +110,13 @@ def test_a_whole_cycle_in_one_shard_map():
             return (params, state), None
 
         noise = jax.tree.map(lambda x: x[:, 0], noise)
-        state = state._replace(inner_state=jax.tree.map(lambda x: x[0], state.inner_state))
+        state = of_replicas(state, lambda x: x[0])
         own = jax.tree.map(lambda p: jax.lax.pcast(p, AXIS, to="varying"), params)
         most, last = (jax.tree.map(lambda x, at=at: x[at], noise) for at in (np.s_[:-1], -1))
         # The counters of the inner optimizer vary as well once the params do.
         (own, state), _ = jax.lax.scan(plain, (own, state), most)
         own, state, slow = step(own, state, last, True)
-        state = state._replace(inner_state=jax.tree.map(lambda x: x[None], state.inner_state))
+        state = of_replicas(state, lambda x: x[None])
         return slow, state
 
     specs = parts(P(AXIS), P())
@@ -220,35 +222,13 @@ def test_each_replica_is_pulled_to_its_own_anchor(way, syncs, anchor_period):
 
 # Collectives in the compiled programs
 
-COLLECTIVE = r"\b(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
-
-
-def computations(tx, way, sync):
-    """The computations of the compiled step, by name, each as its text."""
-    step, state = WAYS[way](tx)
-    params = stacked(tree(INITIAL))
-    if way == "pmap":
-        lowered = jax.pmap(functools.partial(step_of(tx), sync=sync), axis_name=AXIS).lower(
-            params, state, tree(NOISE[0])
-        )
-        text = lowered.compile().as_text()
-    else:
-        with jax.set_mesh(mesh()):
-            split = NamedSharding(mesh(), P(AXIS))
-            params, noise = jax.device_put((params, tree(NOISE[0])), split)
-            state = jax.device_put(state, NamedSharding(mesh(), P()))
-            inner = jax.device_put(state.inner_state, split)
-            state = state._replace(inner_state=inner)
-            text = step.lower(params, state, noise, sync).compile().as_text()
-    blocks = re.findall(r"^(?:ENTRY )?(%\S+) [^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
-    return dict(blocks), text
-
 
 def numbers_averaged(text):
     """How many numbers of float32 the only collective of a program averages."""
-    (made,) = (line for line in text.splitlines() if re.search(COLLECTIVE, line))
-    shapes = re.findall(r"f32\[([\d,]*)\]", re.search(r"= (.*?) all-reduce", made)[1])
-    return sum(np.prod([int(d) for d in shape.split(",")]) for shape in shapes)
+    assert len([line for line in text.splitlines() if re.search(COLLECTIVE, line)]) == 1
+    ((kind, numbers),) = numbers_in_collectives(text).items()
+    assert kind == ("all-reduce", "f32")
+    return numbers
 
 
 @every_way
@@ -261,7 +241,7 @@ def test_a_plain_step_has_no_collective(way):
 
 @every_way
 def test_a_sync_step_has_one_averaging(way):
-    """Of all params together, and nothing else: 10 numbers in float32."""
+    """Of all params together, and nothing else: 36 numbers in float32."""
     tx = diloco(optax.adam(0.1), AXIS, None)
     _, text = computations(tx, way, True)
     assert numbers_averaged(text) == SIZE
@@ -312,10 +292,10 @@ def for_each_replica(tree):
 
 
 def starting(tx):
-    """The params of all replicas, and a state with inner states of their own."""
+    """The params of all replicas, and a state with parts of their own."""
     params = place(to_tree(VECTOR), "data")
     state = tx.init(params)
-    state = state._replace(inner_state=for_each_replica(state.inner_state))
+    state = of_replicas(state, for_each_replica)
     return for_each_replica(params), state
 
 
@@ -354,3 +334,32 @@ def test_params_in_parts_are_averaged_part_by_part(way):
         )
     assert not re.search(COLLECTIVE, plain)
     assert numbers_averaged(sync) == VECTOR.size / PARTS
+
+
+@every_way_of_one_program
+def test_params_in_parts_are_sent_in_few_bits(way):
+    """With vmap part by part, as they are averaged; the largest dimension is cut into chunks."""
+    b, w = np.arange(8), 8 + np.arange(24).reshape(4, 6)
+    chunks = [[x[..., c::REPLICAS].ravel() for c in range(REPLICAS)] for x in (b, w)]
+    mean = references.CompressedMean(chunks, references.rounded_to_int8)
+    _, slow = references.diloco(
+        lambda v, s, r: slope(v, DATA[s, r]),
+        *(0.1, 1, VECTOR, [references.SGD() for _ in range(REPLICAS)], 0.7, 0.9, 3),
+        mean=mean,
+    )
+    tx = diloco(optax.sgd(0.1), AXIS, None, pseudo_gradient_dtype="int8")
+    step, _ = WAYS[way](tx)
+    with jax.set_mesh(mesh_of_replicas()):
+        params, state = starting(tx)
+        places = jax.tree.map(lambda x: x.sharding, state.residual)
+        noise = [place(to_tree(data), AXIS, "data") for data in DATA[:3]]
+        program = step.lower(params, state, noise[0], True).compile()
+        for n in range(3):
+            params, state, theta = program(params, state, noise[n])
+            np.testing.assert_allclose(to_vector(theta), slow[n], rtol=1e-4, atol=2e-5)
+        np.testing.assert_allclose(to_vector(state.residual), mean.residuals, atol=2e-5)
+        for e, place_of_e in zip(*map(jax.tree.leaves, (state.residual, places)), strict=True):
+            assert e.sharding.is_equivalent_to(place_of_e, e.ndim)
+    numbers = numbers_in_collectives(program.as_text())
+    if way == "vmap":
+        assert numbers["all-to-all", "s8"] == numbers["all-gather", "s8"] == VECTOR.size / PARTS

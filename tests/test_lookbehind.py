@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
+from transforms_table import quick_jit
 from x64 import enable_x64
 
 import slrla_jax
@@ -106,7 +107,7 @@ def run(tx, steps, params=START, jit=True):
         )
         return optax.apply_updates(params, updates), state
 
-    step = jax.jit(step) if jit else step
+    step = quick_jit(step) if jit else step
     for _ in range(steps):
         params, state = step(params, state)
         path.append(params)

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
+from transforms_table import quick_jit
 
 from slrla_jax import (
     Stage,
@@ -63,7 +64,7 @@ def test_a_reset_restarts_the_moments(name):
     inner = optax.chain(DIRECTIONS[name], optax.scale(-0.1))
     tx = lookahead(inner, 3, 1.0, sync_moments="reset")
     params = expected = jax.tree.map(jnp.asarray, PARAMS)
-    state, update, alone = tx.init(params), jax.jit(tx.update), jax.jit(inner.update)
+    state, update, alone = tx.init(params), quick_jit(tx.update), quick_jit(inner.update)
     for step in range(8):
         if step % 3 == 0:
             inner_state = inner.init(expected)
@@ -329,7 +330,7 @@ def loss(params):
 def remembered(tx, steps=4):
     """Whether the loss is stored after each step; if so, it must be the loss at the params."""
 
-    @jax.jit
+    @quick_jit
     def step(params, state):
         value, grads = jax.value_and_grad(loss)(params)
         extra = {"value": value, "grad": grads, "value_fn": loss}
@@ -365,7 +366,7 @@ def test_the_loss_before_the_step_back_of_lookbehind_is_discarded(search, alpha,
     params = jnp.array([1.0, -1.0])
     tx = lookbehind(searching(search), 1, 0.0, alpha)
 
-    @jax.jit
+    @quick_jit
     def step(params, state):
         value, grads = jax.value_and_grad(loss)(params)
         extra = {"value": value, "grad": grads, "value_fn": loss}

@@ -77,8 +77,9 @@ class Checkpoints:
         newest = LatestN(KEPT)
         best = BestN(get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False)
         try:
-            for unfinished in self.folder.glob(UNFINISHED):
-                shutil.rmtree(unfinished, ignore_errors=jax.process_count() > 1)
+            if jax.process_index() == 0:  # Two that remove a folder would disturb each other.
+                for unfinished in self.folder.glob(UNFINISHED):
+                    shutil.rmtree(unfinished)
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(

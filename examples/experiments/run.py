@@ -2,7 +2,7 @@
 
 import bisect
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import devices, models
+from experiments import devices, models, processes
 from experiments.config import Config, SettingError
 from experiments.data import Data, Dataset, Names, Text
+from experiments.devices import Steps
 from experiments.evaluation import SlowParams
 from experiments.optimizers import OPTIMIZERS
 from experiments.schedules import Stages, stages_of, with_milestones_that_fit
@@ -87,6 +88,16 @@ class Run:
     def evaluated(self, epoch: int) -> bool:
         """Says whether an epoch ends with an evaluation."""
         return epoch % self.eval_every == 0 or epoch == self.epochs
+
+    def batches(self, seed: int, start: int) -> Iterator[Any]:
+        """Yields this process's part of the batches of a seed, from step `start` on."""
+        index, count = processes.share()
+        size = self.batch_size // count
+        return self.dataset.train_batches(seed, size, start, index, count)
+
+    def compiled(self, *, together: bool) -> Steps:
+        """Returns the compiled steps; of several seeds `together`, if there are."""
+        return devices.compile_steps(self.model, self.tx, tuple(self.devices), together=together)
 
     def flops_per_step(self) -> float | None:
         """Returns the floating-point operations of a step, or None where they are not known."""

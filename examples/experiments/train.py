@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import devices, processes
+from experiments import devices
 from experiments.checkpoints import Checkpoints, NoCheckpoints
 from experiments.evaluation import RECALIBRATION_BATCHES, evaluate
 from experiments.run import Run
@@ -98,7 +98,7 @@ def train(
       CheckpointError: if a checkpoint cannot be read or written.
     """
     checkpoints = checkpoints or NoCheckpoints()
-    compiled = devices.compile_steps(run.model, run.tx, tuple(run.devices), together=len(seeds) > 1)
+    compiled = run.compiled(together=len(seeds) > 1)
     pools = {split: compiled.put_pool(run.dataset.pool(split)) for split in run.dataset.splits}
     state = _together([start(run.model, run.tx, seed) for seed in seeds])
     state = compiled.put_state(state)
@@ -246,10 +246,7 @@ def _together(states: Sequence[State]) -> State:
 
 def _batches(run: Run, seeds: Sequence[int], start: int) -> Iterator[Any]:
     """Yields this process's part of batches with a leading axis of seeds, from step `start` on."""
-    index, count = processes.share()
-    size = run.batch_size // count
-    streams = [run.dataset.train_batches(seed, size, start, index, count) for seed in seeds]
-    for parts in zip(*streams, strict=True):
+    for parts in zip(*(run.batches(seed, start) for seed in seeds), strict=True):
         yield jax.tree.map(lambda *x: np.stack(x), *parts)
 
 

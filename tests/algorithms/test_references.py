@@ -15,6 +15,7 @@ import pytest
 import references
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
+from transforms_table import quick_jit
 from x64 import enable_x64
 
 import slrla_jax
@@ -99,7 +100,7 @@ def no_slow(state, params):
 @functools.cache
 def compiled(make, *structure, slow=slow_params):
     """`trained(make(*structure, **numbers))` as a compiled function of the numbers."""
-    return jax.jit(lambda initial, numbers: trained(make(*structure, **numbers), initial, slow))
+    return quick_jit(lambda initial, numbers: trained(make(*structure, **numbers), initial, slow))
 
 
 def train(make, *structure, dtype="float64", slow=slow_params, **numbers):
@@ -112,7 +113,7 @@ def train(make, *structure, dtype="float64", slow=slow_params, **numbers):
 def train_static(tx, dtype="float64", slow=slow_params):
     """Runs a transform whose numbers are part of the program."""
     with enable_x64(dtype == "float64"):
-        path = jax.jit(lambda initial: trained(tx, initial, slow))(INITIAL.astype(dtype))
+        path = quick_jit(lambda initial: trained(tx, initial, slow))(INITIAL.astype(dtype))
         return [np.asarray(x) for x in path]
 
 

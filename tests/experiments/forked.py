@@ -3,6 +3,7 @@
 A process that starts from nothing imports for seconds; that has nothing to do with what is tested.
 """
 
+import atexit
 import multiprocessing
 import os
 import sys
@@ -95,6 +96,7 @@ def _run(folder, program, flags, variables, writers):
     sys.argv = [f"{program}.py", *flags]
     code = import_module(program).main(flags)
     sys.stdout.flush()
+    atexit._run_exitfuncs()  # A process of `multiprocessing` does not; JAX waits for the others.
     sys.exit(code)
 
 

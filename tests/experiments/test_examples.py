@@ -33,8 +33,9 @@ EXAMPLES = Path(compare.__file__).parent
 PACKAGE = Path(slrla_jax.__file__).parent.parent
 PROGRAMS = (
     *("ablations", "bilinear_game", "compare", "example_cifar", "fine_tuning", "gan"),
-    *("linear_convergence", "main", "noisy_weights", "policy_gradient", "reproduce"),
-    *("sequential", "sharpness", "text_classifier", "theory", "train", "when"),
+    *("leaving_workers", "linear_convergence", "local_training", "main", "noisy_weights"),
+    *("policy_gradient", "reproduce", "sequential", "sharpness", "text_classifier", "theory"),
+    *("train", "when"),
 )
 TINY = ["--network", "softmax", "--epochs", "2", "--seeds", "2"]
 

@@ -142,26 +142,41 @@ def test_killed_and_resumed_they_end_as_if_they_had_not_been(several, tmp_path):
     """SIGKILL to one of them at random moments; the others end soon, with at most a line."""
     there, _ = several
     rng = np.random.default_rng(0)
-    for _ in range(KILLS):
-        with fork(tmp_path, f"{SMALL} --resume", PROCESSES, SILENCE=str(SILENCE)) as started:
-            # When they have begun one or two more saves, of which the last may be half done.
-            wanted, victim = rng.integers(1, 3), started[rng.integers(PROCESSES)]
-            before = set(saves(tmp_path))
-            while victim.process.is_alive() and len(set(saves(tmp_path)) - before) < wanted:
-                victim.process.join(0.01)
-            victim.process.join(rng.uniform(0, 0.1))
-            assert victim.process.is_alive(), victim.end()
-            victim.process.kill()
-            killed = time.monotonic()
-            ended = [forked.end() for forked in started if forked is not victim]
-            assert time.monotonic() - killed < 3 * SILENCE
-        for code, _, said in ended:
-            assert code in (1, -signal.SIGABRT), said
-            assert re.fullmatch(rf".*: process \d of {PROCESSES} cannot go on: .*\n", said), said
-    for code, _, said in on_forked(tmp_path, f"{SMALL} --resume", PROCESSES):
-        assert code == 0, said
-    assert metrics(tmp_path) == metrics(there)
-    assert_same_bits(arrays(tmp_path), arrays(there))
+    kills, folder = 0, tmp_path / "0"
+    while kills < KILLS or folder.exists():
+        folder.mkdir(exist_ok=True)
+        with fork(folder, f"{SMALL} --resume", PROCESSES, SILENCE=str(SILENCE)) as started:
+            victim = started[rng.integers(PROCESSES)]
+            killed = kills < KILLS and killed_at_work(victim.process, folder, rng)
+            others = [forked for forked in started if not killed or forked is not victim]
+            since = time.monotonic()
+            ended = [forked.end() for forked in others]
+            assert not killed or time.monotonic() - since < 3 * SILENCE
+        if killed:
+            kills += 1
+            for code, _, said in ended:
+                assert code in (1, -signal.SIGABRT), said
+                line = rf".*: process \d of {PROCESSES} cannot go on: .*\n"
+                assert re.fullmatch(line, said), said
+        else:  # It has come to its end, and further kills need a run from the start.
+            for code, _, said in ended:
+                assert code == 0, said
+            assert metrics(folder) == metrics(there)
+            assert_same_bits(arrays(folder), arrays(there))
+            folder = tmp_path / str(int(folder.name) + 1)
+
+
+def killed_at_work(process, folder, rng):
+    """Kills a process at a random moment after its first or second save; says if it was there."""
+    wanted, before = rng.integers(1, 3), set(saves(folder))
+    while process.is_alive() and len(set(saves(folder)) - before) < wanted:
+        process.join(0.01)
+    # The save may be half done.
+    process.join(rng.uniform(0, 0.1))
+    alive = process.is_alive()
+    process.kill()
+    process.join()
+    return alive and process.exitcode == -signal.SIGKILL
 
 
 def saves(folder):

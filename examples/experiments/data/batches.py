@@ -1,11 +1,13 @@
 """The order in which images in memory are trained on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 
-def batches(seed: int, examples: int, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:
+def batches(
+    seed: int | Sequence[int], examples: int, batch_size: int, start: int = 0
+) -> Iterator[np.ndarray]:
     """Batches of indices without end, in a new order in every epoch.
 
     The last examples of an epoch, which do not fill a batch, are left out.

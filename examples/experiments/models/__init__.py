@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 # Those that read text; the others see images.
-OF_TEXT = ("transformer", "lstm")
+OF_TEXT = ("transformer", "narrow_transformer", "lstm")
 
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "resnet": ResNet,
@@ -57,6 +57,7 @@ NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "mlp": MLP,
     "small_vit": small_vit,
     "transformer": Transformer,
+    "narrow_transformer": partial(Transformer, width=32, heads=2, depth=1),
     "lstm": LSTM,
     "ResNet-10": resnet10,
     "ResNet-12": resnet12,
