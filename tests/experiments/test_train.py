@@ -212,7 +212,8 @@ FLAGS = {
     "tensorboard": ("", {"tensorboard"}),
 }
 # Of which there are tests by themselves.
-OTHER = {"help", "config", "weights", "scratch", "adanormb0"}
+PROCESSES = {"coordinator", "num_processes", "process_id", "distributed", "connect_within"}
+OTHER = {"help", "config", "weights", "scratch", "adanormb0"} | PROCESSES
 
 
 def flag_of(dest):
