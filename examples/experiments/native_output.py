@@ -22,7 +22,8 @@ MESSAGE = re.compile(
 # Such a message may have further lines.
 FURTHER = re.compile(
     r"\s*$|\s*\[type\.|\s*\d+$|RPC: /|Additional GRPC error|:UNKNOWN:|Barrier result|# of tasks|"
-    r"The first task at|This suggests|[A-Z_]+: Barrier|The following tasks|The tasks have crashed"
+    r"The first task at|This suggests|[A-Z_]+: Barrier|The following tasks|The tasks have crashed|"
+    r"=== Source Location Trace|external/\S+:\d+$"
 )
 # What a page says, and what it means.
 MEANINGS = {

@@ -397,18 +397,20 @@ def test_an_abort_of_jax_is_a_line(page, line):
         "a warning\n",
         f"{LOG}Polled an error\n",
         "Additional GRPC error information\n",
+        "=== Source Location Trace: === \n",
+        "external/xla/xla/coordination_service.cc:956\n",
         "another warning\n",
         "E1126 14:05:57.306962    4444 cuda_executor.cc:12] not about processes\n",
         *ABORT.format(page).splitlines(keepends=True),
     ]
     *passed, last = native_output.lines(printed, "process 1 of 2")
-    assert passed == [printed[0], printed[3], printed[4]]
+    assert passed == [printed[0], printed[5], printed[6]]
     assert last.startswith("process 1 of 2 cannot go on: ")
     assert last.endswith(f"{line}\n")
     # What the process itself has said is enough, and without an abort there is nothing to say.
     own = "process 1 of 2 cannot go on: its disk is full\n"
     assert list(native_output.lines([own, *printed[-4:]], "")) == [own]
-    assert list(native_output.lines(printed[:5], "")) == passed
+    assert list(native_output.lines(printed[:7], "")) == passed
 
 
 def test_processes_share_batches(monkeypatch):
