@@ -80,6 +80,10 @@ def step_of(tx):
     return step
 
 
+def assert_same_bits(x, y):
+    np.testing.assert_array_equal(np.asarray(x).view(np.uint32), np.asarray(y).view(np.uint32))
+
+
 # Three ways to map the step over replicas. Each has params of shape (R, …) and takes `sync`.
 
 

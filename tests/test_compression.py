@@ -21,6 +21,7 @@ from replicas import (
     STEPS,
     K,
     R,
+    assert_same_bits,
     computations,
     every_way,
     flat,
@@ -54,10 +55,6 @@ def by_hand(dtype):
         mean=mean,
     )
     return fast, slow, np.array(mean.residuals)
-
-
-def assert_same_bits(x, y):
-    np.testing.assert_array_equal(np.asarray(x).view(np.uint32), np.asarray(y).view(np.uint32))
 
 
 @every_dtype

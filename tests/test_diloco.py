@@ -21,6 +21,7 @@ from replicas import (
     WAYS,
     K,
     R,
+    assert_same_bits,
     by_hand,
     common_state,
     computations,
@@ -45,10 +46,6 @@ from slrla_jax import diloco, slow_params, snoo, stagewise_prox, two_loop
 @pytest.fixture(autouse=True, scope="module")
 def eight_devices():
     assert jax.device_count() == R, "see tests/conftest.py"
-
-
-def assert_same_bits(x, y):
-    np.testing.assert_array_equal(np.asarray(x).view(np.uint32), np.asarray(y).view(np.uint32))
 
 
 @every_inner
