@@ -152,7 +152,7 @@ def start(
     finally:
         there.set()
     writes.on_failure(end_if_alone)
-    # On CPU JAX may run programs at once, whose messages Gloo does not tell apart.
+    # A precaution: on CPU JAX may run programs at once, whose messages Gloo would not tell apart.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     with native_output.no_stdout():  # Gloo prints that it is connected.
         told = multihost_utils.process_allgather(np.asarray(num_processes or count())).ravel()
